@@ -1,0 +1,3 @@
+"""MedLoop's shared library: everything that two services must agree on."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,233 @@
+"""The bundle: what a model version holds, how it is checked, and how it answers (ONNX Runtime, no torch).
+
+A bundle is a folder. `bundle.json` (the *card*) names every other file with its SHA-256, so the digest of the card
+stands for the whole; an approval signs that digest. Nothing is unpickled on the way in.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medloop.errors import UntrustedModel
+from medloop.schemas import now
+from medloop.vision.prepare import PreparationSpec, prepare
+
+CARD = "bundle.json"
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+REFERENCE = "reference.npz"
+WEIGHTS = "weights.safetensors"
+ARCHITECTURE = "architecture.json"
+MLMODEL = "MLmodel"
+
+MAX_PROBABILITY_DIFFERENCE = 1e-4
+"""How far two runs of one float32 network may lie apart (torch and ONNX Runtime agree to about 1e-6)."""
+
+Pixels = NDArray[np.uint8]
+
+
+class Conformal(BaseModel):
+    """Split conformal threshold (Vovk et al. 2005, LAC score 1 − p): a class belongs to the prediction set when its
+    probability is at least 1 − `threshold`; `images` is the number of calibration images it rests on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    coverage: float = Field(gt=0, lt=1)
+    threshold: float = Field(ge=0, le=1)
+    images: int = Field(ge=0)
+
+
+class Card(BaseModel):
+    """`bundle.json`. `operating_thresholds` maps a class to the probability above which it is called (one versus
+    rest, Youden's J on the calibration split); `files` maps a file name to its SHA-256 in hex."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: int = 1
+    model: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    preparation: PreparationSpec
+    architecture: str
+    temperature: float = Field(gt=0)
+    conformal: Conformal
+    operating_thresholds: dict[str, float]
+    dataset_id: str
+    run_id: str
+    git_commit: str | None
+    seed: int
+    packages: dict[str, str]
+    created_at: datetime = Field(default_factory=now)
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the network says about N images: `probabilities` f32 [N, K], `embedding` f32 [N, D], `cam` f32
+    [N, K, h, w] where the architecture has one."""
+
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    cam: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Inputs with known answers.
+
+    `encoded` are image files whose preparation must give `pixels` uint8 [M, S, S, C] to the bit; the network must give
+    `probabilities` f32 [P, K] for `prepared` uint8 [P, S, S, C].
+    """
+
+    encoded: tuple[bytes, ...]
+    pixels: Pixels
+    prepared: Pixels
+    probabilities: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        files = {f"encoded_{i:02d}": np.frombuffer(data, np.uint8) for i, data in enumerate(self.encoded)}
+        np.savez_compressed(
+            path,
+            allow_pickle=False,
+            pixels=self.pixels,
+            prepared=self.prepared,
+            probabilities=self.probabilities,
+            **files,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Golden":
+        with np.load(path, allow_pickle=False) as arrays:
+            names = sorted(name for name in arrays.files if name.startswith("encoded_"))
+            return cls(
+                encoded=tuple(arrays[name].tobytes() for name in names),
+                pixels=arrays["pixels"],
+                prepared=arrays["prepared"],
+                probabilities=arrays["probabilities"],
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder whose files were found to be what its card says. `digest` is the SHA-256 of the card."""
+
+    folder: Path
+    card: Card
+    digest: str
+
+    @property
+    def golden(self) -> Golden:
+        return Golden.load(self.folder / GOLDEN)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_card(folder: Path, card: Card) -> Bundle:
+    """Seal `folder`: hash every file in it, and write the card last."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CARD)
+    sealed = card.model_copy(update={"files": {name: sha256_file(folder / name) for name in names}})
+    (folder / CARD).write_text(json.dumps(sealed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+    return read_bundle(folder)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises UntrustedModel when the card is missing or malformed, or when a file is missing or has another hash.
+    """
+    try:
+        text = (folder / CARD).read_bytes()
+        card = Card.model_validate_json(text)
+    except FileNotFoundError as exc:
+        raise UntrustedModel(f"This is no bundle: {CARD} is missing. Register the version again.") from exc
+    except ValidationError as exc:
+        raise UntrustedModel(f"{CARD} is not what this release reads: {exc.errors()[0]['msg']}.") from exc
+    missing = {MODEL, GOLDEN} - card.files.keys()
+    if missing:
+        raise UntrustedModel(f"{CARD} does not name {', '.join(sorted(missing))}; register the version again.")
+    for name, expected in card.files.items():
+        # A name with a folder in it could lead anywhere.
+        if Path(name).name != name:
+            raise UntrustedModel(f"{CARD} names a file outside the bundle: {name!r}.")
+        path = folder / name
+        if not path.is_file():
+            raise UntrustedModel(f"{name} is missing from the bundle; register the version again.")
+        if sha256_file(path) != expected:
+            raise UntrustedModel(f"{name} is not the file that was registered: its SHA-256 differs from the card's.")
+    return Bundle(folder, card, hashlib.sha256(text).hexdigest())
+
+
+class Network:
+    """The bundle's network on ONNX Runtime, float32.
+
+    `threads` bounds the threads of one run; None leaves the choice to ONNX Runtime. Safe to call from several threads.
+    """
+
+    engine = "onnxruntime"
+    precision = "float32"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        import onnxruntime as ort  # here, so that reading a card stays light
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        self.bundle = bundle
+        self._session = ort.InferenceSession(
+            (bundle.folder / MODEL).read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: Pixels) -> Outputs:
+        """Answer for `images` uint8 [N, S, S, C], N ≥ 1, prepared with the bundle's spec."""
+        values = dict(zip(self._outputs, self._session.run(None, {"image": images}), strict=True))
+        return Outputs(values["probabilities"], values["embedding"], values.get("cam"))
+
+    def check_golden(self) -> float:
+        """Push the golden inputs through preparation and network; return the largest |Δp|.
+
+        Raises UntrustedModel when a pixel differs at all, or a probability by more than 1e-4.
+        """
+        golden = self.bundle.golden
+        spec = self.bundle.card.preparation
+        for number, (data, expected) in enumerate(zip(golden.encoded, golden.pixels, strict=True)):
+            if not np.array_equal(prepare(data, spec), expected):
+                raise UntrustedModel(
+                    f"Golden image {number} comes out of preparation with other pixels than in training: "
+                    "install the locked versions of Pillow and NumPy."
+                )
+        difference = float(np.abs(self.run(golden.prepared).probabilities - golden.probabilities).max())
+        if not difference <= MAX_PROBABILITY_DIFFERENCE:
+            raise UntrustedModel(
+                f"The network's answers to the golden inputs are off by {difference:.1e} "
+                f"(at most {MAX_PROBABILITY_DIFFERENCE:.0e} is allowed)."
+            )
+        return difference
+
+
+def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:
+    """Classes that cannot be ruled out at the card's coverage, likeliest first; never empty.
+
+    `probabilities` is f32 [K]. The likeliest class is always in the set: an empty set would tell a reader nothing.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    limit = 1.0 - card.conformal.threshold
+    return [card.classes[k] for rank, k in enumerate(order) if rank == 0 or probabilities[k] >= limit]
+
+
+def load_reference(bundle: Bundle) -> Mapping[str, NDArray[Any]]:
+    """`reference.npz`: `embeddings` f16 [N, D], `labels` int64 [N], `hashes` uint8 [N, 32] of training images."""
+    with np.load(bundle.folder / REFERENCE, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

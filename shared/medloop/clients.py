@@ -1,0 +1,228 @@
+"""Typed clients of the services, for the command line, the pipeline and the dashboard.
+
+A problem document that a service answers with is raised again as the error it was (`medloop.errors`); a service that
+does not answer raises Unavailable, naming its address.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from medloop import errors
+from medloop.errors import MedLoopError, Unavailable
+from medloop.schemas import (
+    Approval,
+    ApprovalCreate,
+    Correction,
+    EvaluationCreate,
+    EvaluationReport,
+    Explanation,
+    ExplanationCreate,
+    GateCreate,
+    GateDecision,
+    JobPublic,
+    Prediction,
+    PredictionBatch,
+    RollbackCreate,
+    ServedModel,
+    TimelineEntry,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_STANDARD_MEMBERS = {"type", "title", "status", "detail", "code", "instance", "request_id"}
+
+
+def _error_classes(base: type[MedLoopError] = MedLoopError) -> Iterator[type[MedLoopError]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _error_classes(child)
+
+
+_BY_CODE = {cls.code: cls for cls in _error_classes()}
+
+
+def error_from(document: Mapping[str, Any]) -> MedLoopError:
+    """The error that a problem document speaks of; an unknown code becomes the plain base class."""
+    detail = str(document.get("detail", "The service gave no reason."))
+    extra = {key: value for key, value in document.items() if key not in _STANDARD_MEMBERS}
+    cls = _BY_CODE.get(str(document.get("code")), MedLoopError)
+    if cls is errors.InvalidDataset:
+        return errors.InvalidDataset(detail, [errors.Issue(**issue) for issue in extra.get("issues", [])])
+    return cls(detail, **extra)
+
+
+class _Client:
+    service = "service"
+
+    def __init__(self, url: str, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=httpx.Timeout(timeout, connect=5.0), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether the service runs and its last self-check passed."""
+        try:
+            return self._http.get("/readyz", timeout=2.0).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as exc:
+            raise Unavailable(
+                f"The {self.service} does not answer at {self.url} ({type(exc).__name__}). Start it with: medloop up"
+            ) from exc
+        if response.is_success:
+            return response.json()
+        try:
+            document = response.json()
+        except ValueError as exc:
+            raise Unavailable(f"The {self.service} at {self.url} answered {response.status_code}.") from exc
+        raise error_from(document)
+
+    def _post(self, path: str, body: BaseModel, answer: type[Model]) -> Model:
+        return answer.model_validate(self._call("POST", path, json=body.model_dump(mode="json")))
+
+    def _get(self, path: str, answer: type[Model], **params: Any) -> Model:
+        return answer.model_validate(self._call("GET", path, params=params))
+
+    def _list(self, path: str, answer: type[Model], **params: Any) -> list[Model]:
+        given = {key: value for key, value in params.items() if value is not None}
+        return [answer.model_validate(item) for item in self._call("GET", path, params=given)]
+
+
+class _JobClient(_Client):
+    def job(self, job_id: str) -> JobPublic:
+        return self._get(f"/jobs/{job_id}", JobPublic)
+
+    def wait(
+        self,
+        job: JobPublic,
+        *,
+        timeout: float = 3600.0,
+        interval: float = 0.5,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> JobPublic:
+        """Ask until `job` ends, at most `timeout` seconds; a failed one is raised as the error it failed with."""
+        deadline = time.monotonic() + timeout
+        while job.status in ("queued", "running"):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Job {job.id} is still {job.status} after {timeout:.0f} s; ask for it again later.")
+            time.sleep(interval)
+            job = self.job(job.id)
+            if progress and job.progress:
+                progress(
+                    str(job.progress.get("step", job.type)),
+                    int(job.progress.get("done", 0)),
+                    int(job.progress.get("total", 0)),
+                )
+        if job.status == "failed":
+            raise error_from(job.problem or {})
+        return job
+
+
+class InferenceClient(_Client):
+    """Inference, port 8080."""
+
+    service = "inference service"
+
+    def predict(self, data: bytes) -> Prediction:
+        """Ask about one image file."""
+        headers = {"content-type": "application/octet-stream"}
+        return Prediction.model_validate(self._call("POST", "/v1/predict", content=data, headers=headers))
+
+    def predict_many(self, images: list[bytes]) -> PredictionBatch:
+        """Ask about several image files at once; each is answered or refused on its own, in the same order."""
+        files = [("files", (f"{i}", data, "application/octet-stream")) for i, data in enumerate(images)]
+        return PredictionBatch.model_validate(self._call("POST", "/v1/predict", files=files))
+
+    def served_model(self) -> ServedModel:
+        return self._get("/v1/model", ServedModel)
+
+    def correct(self, prediction_id: str, *, label: str, author: str, image: bytes, comment: str = "") -> Correction:
+        """Store a person's label for a predicted image; once this returns, it is durable."""
+        return Correction.model_validate(
+            self._call(
+                "POST",
+                f"/v1/predictions/{prediction_id}/correction",
+                data={"label": label, "author": author, "comment": comment},
+                files={"image": ("image", image, "application/octet-stream")},
+            )
+        )
+
+    def corrections(self, *, status: str | None = None, limit: int = 100) -> list[Correction]:
+        return self._list("/v1/corrections", Correction, status=status, limit=limit)
+
+    def predictions(self, *, limit: int = 100) -> list[Prediction]:
+        return self._list("/v1/predictions", Prediction, limit=limit)
+
+
+class EvaluatorClient(_JobClient):
+    """Evaluator, port 5006."""
+
+    service = "evaluator"
+
+    def evaluate(self, model: str, version: str, split: str = "test") -> JobPublic:
+        request = EvaluationCreate.model_validate({"model": model, "version": version, "split": split})
+        return self._post("/evaluate", request, JobPublic)
+
+    def report(self, model: str, version: str, split: str = "test") -> EvaluationReport:
+        return self._get(f"/reports/{model}/{version}", EvaluationReport, split=split)
+
+    def gate(self, model: str, version: str) -> GateDecision:
+        return self._post("/gate", GateCreate(model=model, version=version), GateDecision)
+
+    def approve(
+        self, model: str, version: str, *, approver: str, bootstrap: bool = False, override: str | None = None
+    ) -> Approval:
+        request = ApprovalCreate(
+            model=model, version=version, approver=approver, bootstrap=bootstrap, override=override
+        )
+        return self._post("/approvals", request, Approval)
+
+    def rollback(self, model: str, *, approver: str, reason: str = "") -> Approval:
+        return self._post("/rollback", RollbackCreate(model=model, approver=approver, reason=reason), Approval)
+
+    def timeline(self, model: str) -> list[TimelineEntry]:
+        return self._list(f"/timeline/{model}", TimelineEntry)
+
+
+class ExplainerClient(_JobClient):
+    """Explainer, port 5005."""
+
+    service = "explainer"
+
+    def explain(
+        self, image: bytes, *, model: str, version: str | None = None, target: str | None = None
+    ) -> Explanation:
+        """Explain the answer to one image file; the champion's unless `version` is given."""
+        params = {"model": model, "version": version, "target": target}
+        return Explanation.model_validate(
+            self._call(
+                "POST",
+                "/explain",
+                content=image,
+                headers={"content-type": "application/octet-stream"},
+                params={key: value for key, value in params.items() if value is not None},
+            )
+        )
+
+    def explain_set(self, request: ExplanationCreate) -> JobPublic:
+        """Start explaining images of the version's own data set."""
+        return self._post("/explanations", request, JobPublic)

@@ -1,0 +1,193 @@
+"""The model registry: MLflow's, with aliases, through its light client; its errors are translated here.
+
+`champion` is what production answers with, `challenger` what waits for approval, `previous` where a rollback goes.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medloop.errors import MedLoopError, NotFound, TrackingUnavailable
+from medloop.settings import mask_url
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+TAG_DIGEST = "medloop.bundle_digest"
+TAG_DATASET = "medloop.dataset_id"
+TAG_APPROVAL = "medloop.approval"
+"""`Approval` as JSON. Of a version: its own newest one. Of the registered model: the one in force, which the champion
+alias must agree with, so that an alias moved by hand, even to a version that was approved once, is noticed."""
+TAG_OUTCOME = "medloop.outcome"
+"""Of a run: why it ended without registering a version, if it did."""
+
+BUNDLE_PATH = "bundle"
+"""Where the bundle lies among a run's artifacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered model version. `version` counts up from "1"; `created_at` is seconds since 1970."""
+
+    model: str
+    version: str
+    run_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one registered model's aliases point at now, and its tags: read in one request."""
+
+    aliases: dict[str, str]
+    tags: dict[str, str]
+
+
+@contextmanager
+def translated(tracking_uri: str, subject: str = "It") -> Iterator[None]:
+    """Turn MLflow's and its transport's errors into ours: NotFound, or TrackingUnavailable."""
+    import requests
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except RestException as exc:
+        if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise NotFound(f"{subject} is not in MLflow at {mask_url(tracking_uri)}.") from exc
+        raise TrackingUnavailable(f"MLflow at {mask_url(tracking_uri)} refused: {exc.message}") from exc
+    except MlflowException as exc:
+        if exc.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise NotFound(f"{subject} is not in MLflow at {mask_url(tracking_uri)}.") from exc
+        raise _unreachable(tracking_uri) from exc
+    except (requests.RequestException, ConnectionError) as exc:
+        raise _unreachable(tracking_uri) from exc
+
+
+def _unreachable(tracking_uri: str) -> MedLoopError:
+    return TrackingUnavailable(
+        f"MLflow does not answer at {mask_url(tracking_uri)}. Start it (medloop up) or set MLFLOW_TRACKING_URI."
+    )
+
+
+class Registry:
+    """The registry behind one tracking address."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        # MLflow's own defaults retry for minutes; a person or a probe is waiting for the answer.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        self.tracking_uri = tracking_uri
+        self._client: MlflowClient | None = None
+
+    @property
+    def client(self) -> "MlflowClient":
+        """MLflow's client. Wrap calls in `translated`."""
+        if self._client is None:
+            from mlflow import MlflowClient  # over a second: only who needs it pays
+
+            self._client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+        return self._client
+
+    def register(self, model: str, run_id: str, tags: dict[str, str]) -> Version:
+        """Register the bundle that lies in `run_id`'s artifacts as the next version of `model`."""
+        from mlflow.exceptions import MlflowException
+
+        with translated(self.tracking_uri, f"Run {run_id}"):
+            try:
+                self.client.create_registered_model(model)
+            except MlflowException as exc:
+                if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            source = f"{self.client.get_run(run_id).info.artifact_uri}/{BUNDLE_PATH}"
+            return _version(self.client.create_model_version(model, source, run_id=run_id, tags=tags))
+
+    def version(self, model: str, version: str) -> Version:
+        with translated(self.tracking_uri, f"Model {model} version {version}"):
+            return _version(self.client.get_model_version(model, version))
+
+    def at_alias(self, model: str, alias: str) -> Version | None:
+        """The version that `alias` points at; None when the model or the alias does not exist."""
+        try:
+            with translated(self.tracking_uri, f"{model}@{alias}"):
+                return _version(self.client.get_model_version_by_alias(model, alias))
+        except NotFound:
+            return None
+
+    def state(self, model: str) -> State | None:
+        """Aliases and tags of `model`; None when it is not registered."""
+        try:
+            with translated(self.tracking_uri, f"Model {model}"):
+                found = self.client.get_registered_model(model)
+        except NotFound:
+            return None
+        return State({alias: str(v) for alias, v in found.aliases.items()}, dict(found.tags))
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions of `model`, newest first, with their aliases."""
+        with translated(self.tracking_uri, f"Model {model}"):
+            pointing: dict[str, list[str]] = {}
+            for alias, version in self.client.get_registered_model(model).aliases.items():
+                pointing.setdefault(str(version), []).append(alias)
+            found = [_version(v) for v in self.client.search_model_versions(f"name = '{model}'", max_results=1000)]
+        named = [
+            Version(v.model, v.version, v.run_id, v.tags, tuple(sorted(pointing.get(v.version, []))), v.created_at)
+            for v in found
+        ]
+        return sorted(named, key=lambda v: int(v.version), reverse=True)
+
+    def models(self) -> list[str]:
+        with translated(self.tracking_uri):
+            return sorted(model.name for model in self.client.search_registered_models(max_results=1000))
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        with translated(self.tracking_uri, f"Model {model} version {version}"):
+            self.client.set_registered_model_alias(model, alias, version)
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        with translated(self.tracking_uri, f"{model}@{alias}"):
+            self.client.delete_registered_model_alias(model, alias)
+
+    def set_tag(self, model: str, version: str, key: str, value: str) -> None:
+        with translated(self.tracking_uri, f"Model {model} version {version}"):
+            self.client.set_model_version_tag(model, version, key, value)
+
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
+        with translated(self.tracking_uri, f"Model {model}"):
+            self.client.set_registered_model_tag(model, key, value)
+
+    def download_bundle(self, version: Version, destination: Path) -> Path:
+        """Fetch the version's bundle into `destination` (made if need be); returns the bundle's folder."""
+        import mlflow.artifacts
+
+        destination.mkdir(parents=True, exist_ok=True)
+        with translated(self.tracking_uri, f"The bundle of {version.model} version {version.version}"):
+            source = self.client.get_model_version_download_uri(version.model, version.version)
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=source, dst_path=str(destination), tracking_uri=self.tracking_uri
+                )
+            )
+
+    def ping(self) -> None:
+        """Raise TrackingUnavailable unless the registry answers."""
+        with translated(self.tracking_uri):
+            self.client.search_registered_models(max_results=1)
+
+
+def _version(found: "ModelVersion") -> Version:
+    return Version(
+        model=found.name,
+        version=str(found.version),
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+        aliases=tuple(sorted(found.aliases)),
+        created_at=found.creation_timestamp / 1000,
+    )

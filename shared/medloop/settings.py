@@ -1,0 +1,91 @@
+"""Settings from the environment, in small typed groups that each service composes.
+
+Nothing is read at import time. Defaults describe the embedded state on one machine, under `MEDLOOP_HOME`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_PORTS = {"mlflow": 5000, "explainer": 5005, "evaluator": 5006, "inference": 8080, "dashboard": 8501}
+
+
+def find_home(start: Path | None = None) -> Path:
+    """The nearest `.medloop/` in `start` (default: the working directory) or above, else `start/.medloop`."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / ".medloop").is_dir():
+            return folder / ".medloop"
+    return here / ".medloop"
+
+
+class HomeSettings(BaseSettings):
+    """Where this machine's own state lies: `MEDLOOP_HOME`."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    home: Path = Field(default_factory=find_home)
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Verified bundles that a service keeps on its own disk."""
+        return self.home / "bundles"
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.home / "keys"
+
+
+class StorageSettings(BaseSettings):
+    """`MEDLOOP_OBJECTS_URL` (`file:///…` or `s3://bucket/prefix`) and `MEDLOOP_RECORDS_URL` (`sqlite:///…` or `mongodb://…`).
+
+    Unset, both lie under the home folder.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    home: Path = Field(default_factory=find_home)
+    objects_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_OBJECTS_URL", repr=False)] = None
+    records_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_RECORDS_URL", repr=False)] = None
+
+    @property
+    def objects_url(self) -> str:
+        return self.objects_url_ or (self.home.resolve() / "objects").as_uri()
+
+    @property
+    def records_url(self) -> str:
+        return self.records_url_ or f"sqlite:///{self.home.resolve() / 'records.sqlite'}"
+
+
+class TrackingSettings(BaseSettings):
+    """Where MLflow is: `MLFLOW_TRACKING_URI`; its credentials are MLflow's own variables, read by MLflow itself."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    tracking_uri: str = Field(
+        default=f"http://127.0.0.1:{DEFAULT_PORTS['mlflow']}", validation_alias="MLFLOW_TRACKING_URI"
+    )
+
+
+class ServerSettings(BaseSettings):
+    """Where a service listens: `MEDLOOP_HOST`, `MEDLOOP_PORT`, `MEDLOOP_LOG_LEVEL`, and how much it takes in."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    log_level: str = "INFO"
+    max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+
+
+def mask_url(url: str) -> str:
+    """The address without user and password, fit for logs and messages."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

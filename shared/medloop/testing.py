@@ -1,0 +1,172 @@
+"""Small real things to test against: a network with known answers, a client that runs `lifespan`, a free port."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+from medloop.bundle import GOLDEN, MODEL, REFERENCE, Bundle, Card, Conformal, Golden, Network, write_card
+from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_DIGEST, Registry, Version
+from medloop.vision.golden import awkward_images
+from medloop.vision.prepare import PreparationSpec, prepare
+
+TINY_CLASSES = ("dark", "bright")
+
+
+def tiny_bundle(
+    folder: Path,
+    *,
+    classes: tuple[str, ...] = TINY_CLASSES,
+    size: int = 16,
+    bias: float = 0.0,
+    model: str = "tiny",
+    dataset_id: str = "0" * 64,
+    run_id: str = "0" * 32,
+    threshold: float = 0.95,
+) -> Bundle:
+    """A bundle made without torch whose answers are known in closed form (see `tiny_probabilities`).
+
+    `bias` tells versions apart; the preparation is grey, squashed to `size` pixels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = PreparationSpec(mode="L", size=size)
+    (folder / MODEL).write_bytes(_tiny_onnx(size, len(classes), bias))
+    encoded = awkward_images(size)
+    pixels = np.stack([prepare(data, spec) for data in encoded])
+    rows = np.random.default_rng(0).integers(0, 256, (4, size, size, 1), dtype=np.uint8)
+    prepared = np.concatenate([pixels, rows])
+    probabilities = np.stack([tiny_probabilities(image, len(classes), bias) for image in prepared])
+    Golden(encoded, pixels, prepared, probabilities.astype(np.float32)).save(folder / GOLDEN)
+    np.savez(
+        folder / REFERENCE,
+        allow_pickle=False,
+        embeddings=np.zeros((len(classes), 1), np.float16),
+        labels=np.arange(len(classes)),
+        hashes=np.zeros((len(classes), 32), np.uint8),
+    )
+    card = Card(
+        model=model,
+        classes=classes,
+        preparation=spec,
+        architecture="tiny",
+        temperature=1.0,
+        conformal=Conformal(coverage=0.95, threshold=threshold, images=100),
+        operating_thresholds={},
+        dataset_id=dataset_id,
+        run_id=run_id,
+        git_commit=None,
+        seed=0,
+        packages={},
+    )
+    return write_card(folder, card)
+
+
+def tiny_probabilities(image: NDArray[np.uint8], classes: int = 2, bias: float = 0.0) -> NDArray[np.float64]:
+    """What the tiny network says about one image uint8 [S, S, 1]: softmax(k · (8 · mean − 4) + bias · [k = 0]).
+
+    `mean` is the mean brightness in [0, 1], so that brighter images belong to higher classes.
+    """
+    mean = float(image.astype(np.float64).mean()) / 255
+    logits = np.arange(classes) * (8 * mean - 4)
+    logits[0] += bias
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())
+
+
+def _tiny_onnx(size: int, classes: int, bias: float) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = (np.arange(classes, dtype=np.float32) * 8 / 255)[None, :]
+    biases = np.arange(classes, dtype=np.float32) * -4
+    biases[0] += bias
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["embedding"], keepdims=0),
+            helper.make_node("Gemm", ["embedding", "weights", "biases"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, 1])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes]),
+            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 1]),
+        ],
+        [
+            numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(biases, "biases"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def register_bundle(registry: Registry, bundle: Bundle, experiment: str = "test") -> Version:
+    """Log a bundle as a run's artifact and register it, as the trainer does."""
+    client = registry.client
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    run_id = client.create_run(experiment_id).info.run_id
+    client.log_artifacts(run_id, str(bundle.folder), BUNDLE_PATH)
+    client.set_terminated(run_id)
+    tags = {TAG_DIGEST: bundle.digest, TAG_DATASET: bundle.card.dataset_id}
+    return registry.register(bundle.card.model, run_id, tags)
+
+
+def tiny_network(folder: Path, **options: Any) -> Network:
+    return Network(tiny_bundle(folder, **options), threads=1)
+
+
+@asynccontextmanager
+async def asgi_client(app: FastAPI, base_url: str = "http://127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+    """A client of `app` in this process, with its lifespan running (`httpx.ASGITransport` does not run it)."""
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url=base_url, timeout=60) as client,
+    ):
+        yield client
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def live_server(app: FastAPI) -> Iterator[str]:
+    """Serve `app` over real HTTP on a loopback port, in a thread; yields its address."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, name="live-server", daemon=True)
+    thread.start()
+
+    async def wait() -> None:
+        async with httpx.AsyncClient(timeout=1) as client:
+            for _ in range(600):
+                try:
+                    await client.get(f"http://127.0.0.1:{port}/livez")
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                else:
+                    return
+        raise TimeoutError(f"the server on port {port} did not start")
+
+    try:
+        asyncio.run(wait())
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
