@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medloop.errors import ImageTooLarge, InvalidImage, UnsupportedImage
-from medloop.vision.decode import Limits, decode, pixel_hash, read_header
+from medloop.vision.decode import Limits, Pixels, decode, pixel_hash, read_header
 from medloop.vision.encode import encode_png_canonical
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -251,7 +251,7 @@ def test_pixel_hash_has_the_documented_form() -> None:
 
 
 def test_pixel_hash_tells_shape_dtype_and_values_apart() -> None:
-    variants = [
+    variants: list[Pixels] = [
         np.zeros((2, 8, 1), np.uint8),
         np.zeros((8, 2, 1), np.uint8),
         np.zeros((2, 4, 2), np.uint8),
