@@ -4,21 +4,31 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import boto3
+import mongomock
 import pytest
 from medloop.storage.folder import FolderObjects
+from medloop.storage.mongo import MongoRecords
 from medloop.storage.objects import ObjectStore, open_objects
+from medloop.storage.records import RecordStore, open_records
 from medloop.storage.s3 import S3Objects
 from moto.server import ThreadedMotoServer
+from pymongo import MongoClient
 
 S3_URL = "MEDLOOP_TEST_S3_URL"
+MONGODB_URL = "MEDLOOP_TEST_MONGODB_URL"  # any database in it is left alone: each test makes its own and drops it
 OBJECTS = ["folder", "moto", *(["s3"] if os.environ.get(S3_URL) else [])]
+RECORDS = ["sqlite", "mongomock", *(["mongodb"] if os.environ.get(MONGODB_URL) else [])]
 _NAMES = {
     "folder": "folder",
     "moto": "S3 protocol on moto",
     "s3": "S3 server",
+    "sqlite": "SQLite",
+    "mongomock": "mongomock",
+    "mongodb": "MongoDB server",
 }
 
 
@@ -63,12 +73,38 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSt
             store.delete(key)
 
 
+@pytest.fixture(params=RECORDS)
+def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStore]:
+    """An empty record store."""
+    if request.param == "sqlite":
+        store: RecordStore = open_records(f"sqlite:///{tmp_path / 'records.sqlite'}")
+    elif request.param == "mongomock":
+        store = MongoRecords(mongomock.MongoClient(), "medloop")
+    else:
+        store = open_records(_in_database(os.environ[MONGODB_URL], f"medloop_test_{uuid4().hex}"))
+    yield store
+    store.close()
+    if request.param == "mongodb":
+        with MongoClient[Any](os.environ[MONGODB_URL]) as client:
+            client.drop_database(store.url.rpartition("/")[2])
+
+
+def _in_database(url: str, database: str) -> str:
+    """The same server and options, another database (whoever logs in does so against `authSource` or `admin`)."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"/{database}"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say on which implementations the contract was kept."""
+    """Say on which implementations the contracts were kept."""
     passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
-    if objects := _ran(passed, "objects", OBJECTS):
-        missing = "" if "s3" in objects else f" (no S3 server: set {S3_URL})"
-        terminalreporter.write_line(f"objects contract: {', '.join(_NAMES[name] for name in objects)}{missing}")
+    for suite, implementations, server, variable in (
+        ("objects", OBJECTS, "S3", S3_URL),
+        ("records", RECORDS, "MongoDB", MONGODB_URL),
+    ):
+        if ran := _ran(passed, suite, implementations):
+            missing = "" if implementations[-1] == server.lower() else f" (no {server} server: set {variable})"
+            terminalreporter.write_line(f"{suite} contract: {', '.join(_NAMES[name] for name in ran)}{missing}")
 
 
 def _ran(passed: list[str], suite: str, implementations: list[str]) -> list[str]:
