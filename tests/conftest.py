@@ -14,6 +14,11 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty `MEDLOOP_HOME`, which also every setting of this test falls back to."""
     folder = tmp_path / ".medloop"

@@ -35,6 +35,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _PROBLEM = "application/problem+json"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_UNEXPECTED = MedLoopError("An unexpected error occurred; the service's log says more under this request id.")
 _UNGUARDED = frozenset({"/livez", "/readyz"})
 
 
@@ -76,7 +77,6 @@ def create_app(
     app.add_exception_handler(MedLoopError, _handle_ours)
     app.add_exception_handler(RequestValidationError, _handle_validation)
     app.add_exception_handler(HTTPException, _handle_http)
-    app.add_exception_handler(Exception, _handle_unexpected)
     app.include_router(_operations(readiness, metrics))
     for router in routers:
         app.include_router(router)
@@ -171,13 +171,6 @@ async def _handle_http(request: Request, error: Exception) -> Response:
     )
 
 
-async def _handle_unexpected(request: Request, error: Exception) -> Response:
-    # The traceback goes to the log; the caller learns only where to look.
-    logger.error("unexpected error", exc_info=error)
-    ours = MedLoopError("An unexpected error occurred; its traceback is in the service's log under this request id.")
-    return _respond(problem(ours, request.url.path))
-
-
 class _Guard:
     """ASGI middleware: request id, access rules, body limit and metrics."""
 
@@ -207,6 +200,13 @@ class _Guard:
                 await _respond(problem(refusal, scope["path"]))(scope, receive, exchange.send)
             else:
                 await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:  # noqa: BLE001 - the outermost edge: whatever gets here is a defect
+            if exchange.started:
+                raise
+            if not exchange.over_limit:  # else reading was cut off on purpose, and the answer is 413
+                # The traceback goes to the log; the caller learns only where to look.
+                logger.error("unexpected error", exc_info=error)
+            await _respond(problem(_UNEXPECTED, scope["path"]))(scope, receive, exchange.send)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.count.labels(scope["method"], route, str(exchange.status)).inc()
@@ -241,12 +241,17 @@ class _Exchange:
         self._current, self._limit = current, limit
         self._received = 0
         self._replaced = False
+        self.started = False
         self.status = 0
+
+    @property
+    def over_limit(self) -> bool:
+        return self._received > self._limit
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._received += len(message.get("body", b""))
-        if self._received > self._limit:
+        if self.over_limit:
             return {"type": "http.disconnect"}
         return message
 
@@ -254,7 +259,8 @@ class _Exchange:
         if self._replaced:
             return
         if message["type"] == "http.response.start":
-            if self._received > self._limit:
+            self.started = True
+            if self.over_limit:
                 await self._send_too_large()
                 return
             self.status = message["status"]

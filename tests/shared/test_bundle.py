@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medloop.bundle import CARD, GOLDEN, MODEL, Golden, Network, prediction_set, read_bundle, write_card
+from medloop.errors import UntrustedModel
+from medloop.testing import TINY_CLASSES, tiny_bundle, tiny_network, tiny_probabilities
+
+
+def test_a_sealed_bundle_reads_back_with_the_same_digest(tmp_path: Path) -> None:
+    sealed = tiny_bundle(tmp_path)
+    read = read_bundle(tmp_path)
+    assert read.digest == sealed.digest
+    assert read.card.classes == TINY_CLASSES
+
+
+@pytest.mark.parametrize("name", [MODEL, GOLDEN, "reference.npz"])
+def test_one_changed_byte_is_noticed(tmp_path: Path, name: str) -> None:
+    tiny_bundle(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UntrustedModel, match=name):
+        read_bundle(tmp_path)
+
+
+def test_a_changed_card_has_another_digest(tmp_path: Path) -> None:
+    sealed = tiny_bundle(tmp_path)
+    document = json.loads((tmp_path / CARD).read_text())
+    document["temperature"] = 2.0
+    (tmp_path / CARD).write_text(json.dumps(document))
+    assert read_bundle(tmp_path).digest != sealed.digest
+
+
+@pytest.mark.parametrize("files", [{}, {"../other": "0" * 64}])
+def test_a_card_cannot_leave_out_the_model_or_name_files_elsewhere(tmp_path: Path, files: dict[str, str]) -> None:
+    tiny_bundle(tmp_path)
+    document = json.loads((tmp_path / CARD).read_text())
+    document["files"] = {**document["files"], **files} if files else {}
+    (tmp_path / CARD).write_text(json.dumps(document))
+    with pytest.raises(UntrustedModel):
+        read_bundle(tmp_path)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedModel, match="no bundle"):
+        read_bundle(tmp_path)
+
+
+def test_the_network_answers_as_known_and_each_row_for_itself(tmp_path: Path) -> None:
+    network = tiny_network(tmp_path, bias=0.5)
+    images = np.random.default_rng(1).integers(0, 256, (7, 16, 16, 1), dtype=np.uint8)
+    together = network.run(images).probabilities
+    expected = [tiny_probabilities(image, 2, 0.5) for image in images]
+    np.testing.assert_allclose(together, expected, atol=1e-6)
+    alone = np.concatenate([network.run(image[None]).probabilities for image in images])
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def test_golden_inputs_pass_on_the_machine_that_made_them(tmp_path: Path) -> None:
+    assert tiny_network(tmp_path).check_golden() < 1e-5
+
+
+@pytest.mark.parametrize("field", ["pixels", "probabilities"])
+def test_golden_inputs_with_other_answers_are_refused(tmp_path: Path, field: str) -> None:
+    bundle = tiny_bundle(tmp_path)
+    golden = bundle.golden
+    pixels, probabilities = golden.pixels.copy(), golden.probabilities.copy()
+    if field == "pixels":
+        pixels[0, 0, 0, 0] ^= 1
+    else:
+        probabilities[0] = probabilities[0][::-1] + 0.01
+    Golden(golden.encoded, pixels, golden.prepared, probabilities).save(tmp_path / GOLDEN)
+    resealed = write_card(tmp_path, bundle.card)
+    with pytest.raises(UntrustedModel, match="olden"):
+        Network(resealed, threads=1).check_golden()
+
+
+def test_a_prediction_set_holds_what_cannot_be_ruled_out(tmp_path: Path) -> None:
+    card = tiny_bundle(tmp_path, classes=("a", "b", "c"), threshold=0.8).card
+    assert prediction_set(np.array([0.7, 0.25, 0.05], np.float32), card) == ["a", "b"]
+    assert prediction_set(np.array([0.05, 0.9, 0.05], np.float32), card) == ["b"]
+    sure = card.model_copy(update={"conformal": card.conformal.model_copy(update={"threshold": 0.0})})
+    assert prediction_set(np.array([0.4, 0.3, 0.3], np.float32), sure) == ["a"]

@@ -1,0 +1,156 @@
+import logging
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from medloop.auth import AuthSettings, check_exposure
+from medloop.errors import Forbidden, InvalidDataset, Issue, StorageFull
+from medloop.http import Readiness, create_app
+from medloop.settings import ServerSettings
+from medloop.testing import asgi_client
+from pydantic import BaseModel
+
+pytestmark = pytest.mark.anyio
+
+
+class Body(BaseModel):
+    number: int
+
+
+def make_app(readiness: Readiness | None = None, **settings: int) -> FastAPI:
+    router = APIRouter()
+
+    @router.get("/full")
+    async def full() -> None:
+        raise StorageFull("The disk is full: free some space.", free=0)
+
+    @router.get("/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("a secret of the implementation")
+
+    @router.get("/dataset")
+    async def dataset() -> None:
+        raise InvalidDataset("Two things are wrong.", [Issue("unreadable", "a/b.png", "truncated")])
+
+    @router.post("/number")
+    async def number(body: Body) -> int:
+        return body.number
+
+    @router.post("/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
+    return create_app(
+        "test", ServerSettings.model_validate(settings), routers=[router], readiness=readiness or Readiness()
+    )
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with asgi_client(make_app(max_body_bytes=1000)) as client:
+        yield client
+
+
+async def test_our_errors_become_problem_documents(client: httpx.AsyncClient) -> None:
+    response = await client.get("/full", headers={"x-request-id": "abc-1"})
+    assert response.status_code == 507
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json() == {
+        "type": "urn:medloop:problem:storage-full",
+        "title": "Insufficient Storage",
+        "status": 507,
+        "detail": "The disk is full: free some space.",
+        "code": "storage-full",
+        "instance": "/full",
+        "request_id": "abc-1",
+        "free": 0,
+    }
+    assert response.headers["x-request-id"] == "abc-1"
+
+
+async def test_extra_members_survive(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/dataset")).json()
+    assert document["issues"] == [{"kind": "unreadable", "where": "a/b.png", "detail": "truncated"}]
+
+
+async def test_an_unexpected_error_tells_the_log_and_not_the_caller(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        response = await client.get("/broken")
+    assert response.status_code == 500
+    assert response.json()["code"] == "internal"
+    assert "secret" not in response.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_request_that_does_not_fit_is_told_where(client: httpx.AsyncClient) -> None:
+    response = await client.post("/number", json={"number": "many"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["where"] == "body.number"
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("DELETE", "/number", 405)])
+async def test_routing_errors_are_problems_too(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["status"] == status
+
+
+async def test_a_request_id_that_is_no_id_is_replaced(client: httpx.AsyncClient) -> None:
+    response = await client.get("/livez", headers={"x-request-id": 'x" injected'})
+    assert response.headers["x-request-id"] != 'x" injected'
+
+
+async def test_a_body_over_the_limit_is_refused_with_and_without_length(client: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(11):
+            yield b"x" * 100
+
+    stated = await client.post("/length", content=b"x" * 1001)
+    unstated = await client.post("/length", content=chunks())
+    assert (stated.status_code, unstated.status_code) == (413, 413)
+    assert unstated.json()["code"] == "body-too-large"
+    assert (await client.post("/length", content=b"x" * 1000)).json() == 1000
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"host": "127.0.0.1.evil.example"}],
+)
+async def test_pages_of_others_are_refused(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    response = await client.post("/number", json={"number": 1}, headers=headers)
+    assert response.status_code == 403
+
+
+async def test_our_own_origin_is_fine(client: httpx.AsyncClient) -> None:
+    headers = {"host": "localhost:8080", "origin": "http://localhost:8080"}
+    assert (await client.post("/number", json={"number": 1}, headers=headers)).status_code == 200
+
+
+async def test_readiness_says_what_the_last_self_check_found() -> None:
+    readiness = Readiness()
+    async with asgi_client(make_app(readiness)) as client:
+        first = await client.get("/readyz")
+        readiness.passed()
+        second = await client.get("/readyz")
+        readiness.failed("golden inputs differ")
+        third = await client.get("/readyz")
+    assert (first.status_code, second.status_code, third.status_code) == (503, 200, 503)
+    assert third.json()["reason"] == "golden inputs differ"
+
+
+async def test_metrics_count_by_route_and_status(client: httpx.AsyncClient) -> None:
+    await client.get("/full")
+    await client.get("/a/path/that/nobody/made")
+    text = (await client.get("/metrics")).text
+    assert 'medloop_requests_total{method="GET",route="/full",status="507"} 1.0' in text
+    assert 'route="unmatched"' in text
+
+
+def test_nothing_is_open_by_default() -> None:
+    check_exposure(AuthSettings(auth="loopback"), "127.0.0.1")
+    check_exposure(AuthSettings(auth="proxy"), "0.0.0.0")
+    with pytest.raises(Forbidden, match="access control"):
+        check_exposure(AuthSettings(auth="loopback"), "0.0.0.0")

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+from medloop.bundle import read_bundle
+from medloop.errors import NotFound, TrackingUnavailable
+from medloop.registry import CHAMPION, TAG_DIGEST, Registry
+from medloop.testing import free_port, register_bundle, tiny_bundle
+
+
+def test_a_registered_bundle_comes_back_whole(registry: Registry, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "made")
+    version = register_bundle(registry, bundle)
+    downloaded = registry.download_bundle(version, tmp_path / "fetched")
+    assert read_bundle(downloaded).digest == bundle.digest == version.tags[TAG_DIGEST]
+
+
+def test_versions_count_up_and_show_their_aliases(registry: Registry, tmp_path: Path) -> None:
+    for number in range(2):
+        register_bundle(registry, tiny_bundle(tmp_path / str(number), bias=number))
+    registry.set_alias("tiny", CHAMPION, "1")
+    registry.set_model_tag("tiny", "note", "x")
+    assert [(v.version, v.aliases) for v in registry.versions("tiny")] == [("2", ()), ("1", (CHAMPION,))]
+    state = registry.state("tiny")
+    assert state is not None
+    assert (state.aliases, state.tags) == ({CHAMPION: "1"}, {"note": "x"})
+    found = registry.at_alias("tiny", CHAMPION)
+    assert found is not None
+    assert found.version == "1"
+    registry.delete_alias("tiny", CHAMPION)
+    assert registry.at_alias("tiny", CHAMPION) is None
+    assert registry.models() == ["tiny"]
+
+
+def test_what_is_not_there_is_not_found(registry: Registry) -> None:
+    assert registry.at_alias("nothing", CHAMPION) is None
+    assert registry.state("nothing") is None
+    with pytest.raises(NotFound, match="nothing version 1"):
+        registry.version("nothing", "1")
+    with pytest.raises(NotFound):
+        registry.versions("nothing")
+
+
+def test_an_unreachable_mlflow_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    url = f"http://user:secret@127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingUnavailable, match="does not answer at http://127.0.0.1") as caught:
+        Registry(url).ping()
+    assert "secret" not in str(caught.value)

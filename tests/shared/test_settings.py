@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+from medloop.settings import StorageSettings, find_home, mask_url
+
+
+def test_home_is_the_nearest_upwards(tmp_path: Path) -> None:
+    (tmp_path / ".medloop").mkdir()
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert find_home(tmp_path / "a" / "b") == tmp_path / ".medloop"
+
+
+def test_stores_default_to_the_home_folder(home: Path) -> None:
+    settings = StorageSettings()
+    assert settings.objects_url == (home / "objects").as_uri()
+    assert settings.records_url == f"sqlite:///{home}/records.sqlite"
+
+
+def test_the_environment_names_other_stores_and_a_repr_hides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLOOP_RECORDS_URL", "mongodb://user:secret@db/medloop")
+    settings = StorageSettings()
+    assert settings.records_url == "mongodb://user:secret@db/medloop"
+    assert "secret" not in repr(settings)
+    assert mask_url(settings.records_url) == "mongodb://db/medloop"
