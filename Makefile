@@ -1,0 +1,86 @@
+# MedLoop's commands. `make help` lists them.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SERVICES := trainer evaluator explainer inference dashboard
+LOCKS := requirements/torch.txt $(SERVICES:%=requirements/%.txt) requirements/mlflow.txt
+LOCAL := shared $(SERVICES:%=services/%)
+UV := $(BIN)/python -m uv
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+
+# What `make demo` is told: DATA=path NAME=name PORTS=auto ARGS="--epochs 3".
+DATA ?=
+NAME ?=
+PORTS ?= fixed
+ARGS ?=
+# TORCH=cpu takes torch's CPU builds from their own index: pinned, without hashes.
+TORCH ?=
+
+help: ## List these commands.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/services ## Run the whole loop on this machine and stay up (DATA=path for your own images).
+	@$(BIN)/medloop demo $(if $(DATA),--data "$(DATA)") $(if $(NAME),--name "$(NAME)") --ports $(PORTS) $(ARGS)
+
+install: $(VENV)/everything ## Make .venv with everything; starts nothing.
+
+check: $(VENV)/everything ## Formatting, lint, types, import rules, locks.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python requirements/lock.py --check
+
+test: $(VENV)/everything $(VENV)/browser ## The whole test suite.
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/everything ## Format the code and mend what lint can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/bootstrap ## Write the locked requirement files anew from the pyproject files.
+	$(BIN)/python requirements/lock.py
+
+bench: $(VENV)/everything ## Run the demo's benchmark.
+	$(BIN)/python -m benchmarks.demo
+
+clean: ## Remove .venv and what tools left behind; .medloop stays.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bootstrap: requirements/uv.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed and '$(PYTHON)' was not found: install it, or name it with PYTHON=path." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; '$(PYTHON)' is older: name another with PYTHON=path." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "The environment could not be made: Debian's Python needs the package python3-venv." >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/torch: $(VENV)/bootstrap requirements/torch.txt
+ifeq ($(TORCH),)
+	$(INSTALL) --require-hashes --no-deps -r requirements/torch.txt
+else
+	$(INSTALL) --torch-backend $(TORCH) --no-deps $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
+endif
+	@touch $@
+
+$(VENV)/services: $(VENV)/torch $(LOCKS) $(LOCAL:%=%/pyproject.toml)
+	$(INSTALL) --require-hashes --no-deps $(patsubst %,-r %,$(filter-out requirements/torch.txt,$(LOCKS)))
+	$(INSTALL) --require-hashes --no-deps -r requirements/build.txt
+	$(INSTALL) --no-deps --no-build-isolation $(LOCAL:%=-e ./%)
+	@touch $@
+
+$(VENV)/everything: $(VENV)/services requirements/dev.txt
+	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
+	@touch $@
+
+# Debian's browser where we may install it, Playwright's own elsewhere.
+$(VENV)/browser: $(VENV)/everything
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu-core; \
+	else $(BIN)/python -m playwright install chromium; fi
+	@touch $@
+
+.PHONY: help demo install check test format lock bench clean
