@@ -200,12 +200,12 @@ class _Guard:
                 await _respond(problem(refusal, scope["path"]))(scope, receive, exchange.send)
             else:
                 await self.app(scope, exchange.receive, exchange.send)
-        except Exception as error:  # noqa: BLE001 - the outermost edge: whatever gets here is a defect
+        except Exception:  # the outermost edge: whatever gets here is a defect
             if exchange.started:
                 raise
             if not exchange.over_limit:  # else reading was cut off on purpose, and the answer is 413
                 # The traceback goes to the log; the caller learns only where to look.
-                logger.error("unexpected error", exc_info=error)
+                logger.exception("unexpected error")
             await _respond(problem(_UNEXPECTED, scope["path"]))(scope, receive, exchange.send)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")

@@ -63,6 +63,6 @@ def test_the_key_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> 
 
 def test_a_damaged_key_is_said_and_not_replaced(tmp_path: Path) -> None:
     (tmp_path / PRIVATE_KEY_FILE).write_text("not a key")
-    with pytest.raises(StorageUnavailable, match="approval.key"):
+    with pytest.raises(StorageUnavailable, match=r"approval\.key"):
         Signer.open(tmp_path)
     assert (tmp_path / PRIVATE_KEY_FILE).read_text() == "not a key"

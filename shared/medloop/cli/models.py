@@ -1,0 +1,112 @@
+"""`train`, `evaluate`, `explain`, `approve`, `rollback`: what happens to a model version."""
+
+from typing import Annotated
+
+import typer
+
+from medloop.cli import dataset as datasets
+from medloop.cli.context import Context
+from medloop.cli.output import Json, progress_bars, show, table, user_name
+from medloop.clients import EvaluatorClient, ExplainerClient
+from medloop.data.manifest import load_manifest
+from medloop.errors import InvalidRequest
+from medloop.pipeline import Training, run_trainer
+from medloop.registry import CHALLENGER
+from medloop.schemas import EvaluationReport, ExplanationCreate
+from medloop.stack import environment
+
+Model = Annotated[str, typer.Argument(help="The model's name; the one that runs here when left out.")]
+VersionOption = Annotated[str, typer.Argument(help="A version number or alias; the challenger, else the champion.")]
+Approver = Annotated[str, typer.Option(help="Who takes responsibility; you, when left out.")]
+
+
+def register(app: typer.Typer) -> None:
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(context_settings=settings)(train)
+    app.command()(evaluate)
+    app.command()(explain)
+    app.command()(approve)
+    app.command()(rollback)
+
+
+def train(
+    arguments: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="A data set's name or id; medloop dataset build makes one.")],
+    as_json: Json = False,
+) -> None:
+    """Train a new version on a data set. Options of the trainer may follow: --epochs 20 --architecture resnet18."""
+    context = Context()
+    manifest = load_manifest(context.objects, datasets.resolve(context, dataset))
+    training = Training(manifest.id, manifest.name, _options(arguments.args))
+    made = run_trainer(training, environment(context.home, manifest.name, context.addresses))
+    show(made, as_json, f"Registered {made['model']} version {made['version']} as challenger (run {made['run_id']}).")
+
+
+def evaluate(model: Model = "", version: VersionOption = "", as_json: Json = False) -> None:
+    """Evaluate a version on the test split of its data set."""
+    context = Context()
+    found = context.version(context.model(model or None), version or None)
+    with EvaluatorClient(context.addresses["evaluator"]) as evaluator, progress_bars() as progress:
+        evaluator.wait(evaluator.evaluate(found.model, found.version), progress=progress)
+        report = evaluator.report(found.model, found.version)
+    show(report.model_dump(mode="json"), as_json, _report_table(report))
+
+
+def explain(
+    model: Model = "",
+    version: VersionOption = "",
+    images: Annotated[int, typer.Option(help="How many test images to explain.", min=1, max=256)] = 12,
+    as_json: Json = False,
+) -> None:
+    """Explain answers to test images; the overlays become artifacts of the version's run."""
+    context = Context()
+    found = context.version(context.model(model or None), version or None)
+    request = ExplanationCreate(model=found.model, version=found.version, images=images)
+    with ExplainerClient(context.addresses["explainer"]) as explainer, progress_bars() as progress:
+        job = explainer.wait(explainer.explain_set(request), progress=progress)
+    where = f"{context.addresses['mlflow']}/#/experiments (run {found.run_id}, artifacts, explanations)"
+    show(job.model_dump(mode="json"), as_json, f"Explained {images} images: {where}")
+
+
+def approve(
+    model: Model = "",
+    version: VersionOption = "",
+    approver: Approver = "",
+    override: Annotated[str, typer.Option(help="Why to approve although the gate failed.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion: the evaluator checks, signs and records it; inference follows by itself."""
+    context = Context()
+    found = context.version(context.model(model or None), version or None, CHALLENGER)
+    with EvaluatorClient(context.addresses["evaluator"]) as evaluator:
+        signed = evaluator.approve(
+            found.model, found.version, approver=approver or user_name(), override=override or None
+        )
+    show(signed.model_dump(mode="json"), as_json, f"{signed.model} version {signed.version} is the champion.")
+
+
+def rollback(
+    model: Model = "",
+    approver: Approver = "",
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Go back to the champion before this one."""
+    context = Context()
+    with EvaluatorClient(context.addresses["evaluator"]) as evaluator:
+        signed = evaluator.rollback(context.model(model or None), approver=approver or user_name(), reason=reason)
+    show(signed.model_dump(mode="json"), as_json, f"{signed.model} is back at version {signed.version}.")
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    """`--name value` pairs, as the trainer takes them."""
+    pairs = list(zip(arguments[::2], arguments[1::2], strict=False))
+    if len(arguments) % 2 or not all(name.startswith("--") for name, _ in pairs):
+        raise InvalidRequest("Give the trainer's options as pairs, like --epochs 20.")
+    return {name.removeprefix("--"): value for name, value in pairs}
+
+
+def _report_table(report: EvaluationReport) -> object:
+    rows = [(name, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}", m.method) for name, m in report.metrics.items()]
+    title = f"{report.model.name} version {report.model.version} on {report.images:,} {report.split} images"
+    return table(title, ["metric", "value", "95 % interval", "by"], rows)
