@@ -3,19 +3,25 @@
 `champion` is what production answers with, `challenger` what waits for approval, `previous` where a rollback goes.
 """
 
+import errno
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medloop.errors import MedLoopError, NotFound, TrackingUnavailable
+from medloop.bundle import Bundle, read_bundle
+from medloop.errors import MedLoopError, NotFound, StorageFull, StorageUnavailable, TrackingUnavailable, UntrustedModel
 from medloop.settings import mask_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
@@ -180,6 +186,53 @@ class Registry:
         """Raise TrackingUnavailable unless the registry answers."""
         with translated(self.tracking_uri):
             self.client.search_registered_models(max_results=1)
+
+
+def fetch_bundle(registry: Registry, version: Version, folder: Path, *, fresh: bool = False) -> Bundle:
+    """The version's bundle with every hash verified; kept as `folder/<digest>`, so the next call only verifies it.
+
+    `fresh` downloads it although it is kept: what is about to be signed must be what lies in the registry now. Raises
+    UntrustedModel when it is not the bundle that was registered, NotFound, TrackingUnavailable, StorageFull.
+    """
+    kept = folder / version.tags.get(TAG_DIGEST, "unnamed")
+    if not fresh and (bundle := _kept(kept, version)):
+        return bundle
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder) as temporary:
+            new = _expect(read_bundle(registry.download_bundle(version, Path(temporary) / "new")), version)
+            # One that is kept and whole stays: another process may be reading it.
+            if bundle := _kept(kept, version):
+                return bundle
+            if kept.exists():
+                kept.rename(Path(temporary) / "damaged")
+            new.folder.rename(kept)
+            return Bundle(kept, new.card, new.digest)
+    except OSError as exc:
+        if exc.errno == errno.ENOSPC:
+            raise StorageFull(f"No space is left for the bundle under {folder}; free some.") from exc
+        if bundle := _kept(kept, version):  # another process was quicker
+            return bundle
+        raise StorageUnavailable(f"The bundle cannot be kept under {folder}: {exc}.") from exc
+
+
+def _kept(folder: Path, version: Version) -> Bundle | None:
+    if not folder.is_dir():
+        return None
+    try:
+        return _expect(read_bundle(folder), version)
+    except UntrustedModel as exc:
+        logger.warning("a kept bundle is not used: %s", exc.detail)
+        return None
+
+
+def _expect(bundle: Bundle, version: Version) -> Bundle:
+    if bundle.digest != version.tags.get(TAG_DIGEST):
+        raise UntrustedModel(
+            f"The bundle of {version.model} version {version.version} is not the one that was registered: "
+            "its digest differs from the version's tag. Train and register it again."
+        )
+    return bundle
 
 
 def _version(found: "ModelVersion") -> Version:

@@ -214,6 +214,43 @@ class Explanation(Answer):
     attributions: list[Attribution]
 
 
+class ExplainedBy(BaseModel):
+    """One method's reason for one image of the data set; `overlay` is a PNG beside the index."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Literal["integrated-gradients", "shap"]
+    overlay: str
+    quality: dict[str, float]
+
+
+class ExplainedImage(BaseModel):
+    """Why the model called an image `predicted`; `row` counts rows of the manifest, `original` is a PNG of what the
+    network saw."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row: int
+    image_hash: str
+    label: str
+    predicted: str
+    probability: float
+    original: str
+    attributions: list[ExplainedBy]
+
+
+class ExplanationIndex(Answer):
+    """`explanations/index.json` among the artifacts of the version's run: what lies there. `quality` has each method's
+    mean figures; the values themselves are in `values.npz`: `rows` int64 [N], and for each method, with `_` for `-`,
+    float16 [N, S, S]."""
+
+    model: ModelRef
+    split: str
+    images: list[ExplainedImage]
+    quality: dict[str, dict[str, float]]
+    created_at: datetime = Field(default_factory=now)
+
+
 class GateDecision(Answer):
     """The statistical comparison of challenger and champion on the frozen test split; it never promotes by itself."""
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 from medloop.bundle import read_bundle
-from medloop.errors import NotFound, TrackingUnavailable
-from medloop.registry import CHAMPION, TAG_DIGEST, Registry
+from medloop.errors import NotFound, TrackingUnavailable, UntrustedModel
+from medloop.registry import CHAMPION, TAG_DIGEST, Registry, fetch_bundle
 from medloop.testing import free_port, register_bundle, tiny_bundle
 
 
@@ -12,6 +12,31 @@ def test_a_registered_bundle_comes_back_whole(registry: Registry, tmp_path: Path
     version = register_bundle(registry, bundle)
     downloaded = registry.download_bundle(version, tmp_path / "fetched")
     assert read_bundle(downloaded).digest == bundle.digest == version.tags[TAG_DIGEST]
+
+
+def test_a_fetched_bundle_is_kept_and_verified_each_time(registry: Registry, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "made")
+    version = register_bundle(registry, bundle)
+    kept = fetch_bundle(registry, version, tmp_path / "kept")
+    assert kept.folder == tmp_path / "kept" / bundle.digest
+    registered = next(tmp_path.glob("mlruns/**/bundle/model.onnx"))
+    good = registered.read_bytes()
+    registered.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert fetch_bundle(registry, version, tmp_path / "kept").digest == bundle.digest  # from this disk
+    with pytest.raises(UntrustedModel, match=r"model\.onnx"):
+        fetch_bundle(registry, version, tmp_path / "kept", fresh=True)
+    registered.write_bytes(good)
+    (kept.folder / "model.onnx").write_bytes(b"damaged")
+    assert (fetch_bundle(registry, version, tmp_path / "kept").folder / "model.onnx").read_bytes() == good
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [bundle.digest]
+
+
+def test_another_bundle_than_the_registered_one_is_not_fetched(registry: Registry, tmp_path: Path) -> None:
+    register_bundle(registry, tiny_bundle(tmp_path / "made"))
+    registry.set_tag("tiny", "1", TAG_DIGEST, "0" * 64)
+    with pytest.raises(UntrustedModel, match="not the one that was registered"):
+        fetch_bundle(registry, registry.version("tiny", "1"), tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_versions_count_up_and_show_their_aliases(registry: Registry, tmp_path: Path) -> None:
