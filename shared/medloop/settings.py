@@ -3,9 +3,9 @@
 Nothing is read at import time. Defaults describe the embedded state on one machine, under `MEDLOOP_HOME`.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -87,5 +87,5 @@ class ServerSettings(BaseSettings):
 
 def mask_url(url: str) -> str:
     """The address without user and password, fit for logs and messages."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    # Up to the last @, whatever stands before it: a password may hold any character.
+    return re.sub(r"(?<=://).*@", "", url, flags=re.DOTALL)

@@ -22,3 +22,9 @@ def test_the_environment_names_other_stores_and_a_repr_hides_them(monkeypatch: p
     assert settings.records_url == "mongodb://user:secret@db/medloop"
     assert "secret" not in repr(settings)
     assert mask_url(settings.records_url) == "mongodb://db/medloop"
+
+
+@pytest.mark.parametrize("password", ["secret", "se/cr?et", "se#cret", "secret@home"])
+def test_a_masked_address_never_shows_the_password(password: str) -> None:
+    masked = mask_url(f"mongodb://user:{password}@db:27017/medloop")
+    assert masked == "mongodb://db:27017/medloop"
