@@ -127,6 +127,8 @@ def environment(home: Path, model: str, addresses: dict[str, str]) -> dict[str, 
         # Nothing is ever unpickled on a load path.
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Its server's own background jobs (scoring of chats) would be more processes that nobody here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONUNBUFFERED": "1",
     }
 

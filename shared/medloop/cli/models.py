@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from medloop.cli import dataset as datasets
 from medloop.cli.context import Context
@@ -106,7 +107,7 @@ def _options(arguments: list[str]) -> dict[str, str]:
     return {name.removeprefix("--"): value for name, value in pairs}
 
 
-def _report_table(report: EvaluationReport) -> object:
+def _report_table(report: EvaluationReport) -> Table:
     rows = [(name, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}", m.method) for name, m in report.metrics.items()]
     title = f"{report.model.name} version {report.model.version} on {report.images:,} {report.split} images"
     return table(title, ["metric", "value", "95 % interval", "by"], rows)

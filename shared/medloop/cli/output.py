@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from medloop.errors import InvalidDataset, MedLoopError
 
-INTERRUPTED = 130
+WRONG_USAGE = 2
 
 console = Console(stderr=True, highlight=False)
 results = Console(highlight=False, soft_wrap=True)
@@ -35,14 +34,9 @@ def run(app: typer.Typer) -> int:
     except MedLoopError as error:
         show_error(error, as_json)
         return error.exit_status
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        console.print("Interrupted.")
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except typer.TyperException as error:
+        console.print(Text(f"Error: {error} See medloop --help."))
+        return WRONG_USAGE
     return status if isinstance(status, int) else 0
 
 
