@@ -1,0 +1,1 @@
+"""Inference: answers with the approved champion, and takes corrections. Runs on ONNX Runtime, without torch."""

@@ -1,0 +1,276 @@
+"""Which model answers: the champion of one registered model, followed in MLflow and served only with a valid approval.
+
+What is served changes by swapping one reference, so a request that has begun ends on the model it began with. A
+champion that fails any check is refused, with the reason kept for people, and the one before goes on answering.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+from medloop.approvals import Verifier
+from medloop.bundle import Bundle, Network
+from medloop.errors import MedLoopError, NoModel, TrackingUnavailable, UntrustedModel
+from medloop.registry import CHAMPION, TAG_APPROVAL, Registry, State
+from medloop.schemas import Approval, ModelRef, RefusedVersion, ServedModel, now
+from medloop.settings import HomeSettings
+from pydantic import ValidationError
+
+from medloop_inference.bundles import BundleCache
+from medloop_inference.last_served import LastServed
+
+logger = logging.getLogger(__name__)
+
+RECHECK_SECONDS = 60.0
+"""A refused champion is looked at again after this time, or as soon as its alias, its approval or our keys change: a
+download is too dear for every poll, and an artifact store may have been repaired."""
+_REMEMBERED_REFUSALS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that may answer: verified, approved, and warm."""
+
+    ref: ModelRef
+    bundle: Bundle
+    network: Network
+    approval: Approval
+    loaded_at: datetime
+
+
+class Watcher:
+    """Follows the champion of `model`.
+
+    `poll_once` is called from one background thread; everything else may be called from any, and never waits.
+    `report` is told, after a start from disk and after every poll, why nothing can answer, or None when something can.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        registry: Registry,
+        home: HomeSettings,
+        *,
+        threads: int | None = None,
+        report: Callable[[str | None], None] = lambda reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self._registry = registry
+        self._keys_dir = home.keys_dir
+        self._bundles = BundleCache(home.bundles_dir)
+        self._last_served = LastServed(home.home / "inference" / model / "last_served.json")
+        self._threads, self._report, self._clock = threads, report, clock
+        self._polling = threading.Lock()
+        self._restored = False
+        self._current: Served | None = None
+        self._refused: tuple[RefusedVersion, ...] = ()  # newest first
+        self._degraded: dict[str, str] = {}
+        self._floor = 0  # the highest sequence of an approval that was ever accepted here
+        self._examined: tuple[object, ...] = ()
+        self._examine_again = 0.0
+
+    @property
+    def current(self) -> Served | None:
+        return self._current
+
+    @property
+    def degraded(self) -> dict[str, str]:
+        return dict(self._degraded)
+
+    def served(self) -> Served:
+        """What answers now; raises NoModel."""
+        current = self._current
+        if current is None:
+            raise NoModel(
+                f"Nothing answers for model {self.model}: {self.unready_reason}. "
+                "Train a version, then approve it with medloop approve."
+            )
+        return current
+
+    @property
+    def unready_reason(self) -> str | None:
+        if self._current is not None:
+            return None
+        if self._refused:
+            newest = self._refused[0]
+            return f"no approved champion yet (version {newest.version} was refused: {newest.reason.rstrip('.')})"
+        if "tracking" in self._degraded:
+            return f"no approved champion yet ({self._degraded['tracking'].rstrip('.')})"
+        return "no approved champion yet"
+
+    def describe(self) -> ServedModel:
+        current = self._current
+        refused = list(self._refused)
+        if current is None:
+            return ServedModel(model=None, refused=refused, degraded=self.degraded)
+        return ServedModel(
+            model=current.ref,
+            classes=list(current.bundle.card.classes),
+            preparation=current.bundle.card.preparation.model_dump(mode="json"),
+            loaded_at=current.loaded_at,
+            refused=refused,
+            degraded=self.degraded,
+        )
+
+    def poll_once(self) -> None:
+        """Look at the registry once and follow it; the first time, start from this machine's disk."""
+        with self._polling:
+            if not self._restored:
+                self._restored = True
+                self._restore()
+                self._report(self.unready_reason)  # asking MLflow may take long
+            try:
+                state = self._registry.state(self.model)
+            except TrackingUnavailable as exc:
+                self._degrade("tracking", exc.detail)
+            else:
+                self._degrade("tracking", None)
+                self._follow(state)
+            self._report(self.unready_reason)
+
+    def _restore(self) -> None:
+        """Serve what was served last, checked as thoroughly as if it came from MLflow."""
+        try:
+            approval = self._last_served.read()
+            if approval is None:
+                return
+            self._verify(approval, approval.version)
+            self._floor = approval.sequence
+            bundle = self._bundles.find(approval.bundle_digest)
+            if bundle is not None:
+                self._swap(load(bundle, approval, self._threads))
+        except MedLoopError as exc:
+            logger.warning("cannot start from this disk: %s", exc.detail)
+
+    def _follow(self, state: State | None) -> None:
+        version = state.aliases.get(CHAMPION) if state else None
+        current = self._current
+        if state is None or version is None:
+            gone = f"The champion alias is gone from MLflow; version {current.ref.version} stays." if current else None
+            self._degrade("champion", gone)
+            self._examined = ()
+            return
+        approval = state.tags.get(TAG_APPROVAL)
+        examined = (version, approval, self._keys())
+        if examined == self._examined and self._clock() < self._examine_again:
+            return
+        doubt, self._examine_again = None, math.inf
+        try:
+            self._serve(version, approval)
+        except MedLoopError as exc:
+            self._examine_again = self._clock() + (0.0 if isinstance(exc, TrackingUnavailable) else RECHECK_SECONDS)
+            if current is not None and version == current.ref.version:
+                # What answers was approved, and stays. The evaluator writes an approval first and moves the alias
+                # then: this may be between the two.
+                doubt = exc.detail
+            else:
+                self._refuse(version, exc.detail)
+        self._degrade("champion", doubt)
+        self._examined = examined
+
+    def _serve(self, version: str, tag: str | None) -> None:
+        approval = _approval_in_force(tag, version)
+        self._verify(approval, version)
+        if approval.sequence < self._floor:
+            raise UntrustedModel(
+                f"The approval in force (number {approval.sequence}) is older than one that was accepted here "
+                f"(number {self._floor}); approve version {version} anew with medloop approve."
+            )
+        current = self._current
+        if current is not None and current.approval == approval:
+            self._forget(version)
+            return
+        if current is not None and current.bundle.digest == approval.bundle_digest and current.ref.version == version:
+            served = replace(current, approval=approval)
+        else:
+            digest = approval.bundle_digest
+            bundle = self._bundles.find(digest) or self._bundles.fetch(self._registry, self.model, version, digest)
+            served = load(bundle, approval, self._threads)
+        # Kept before it answers: a replayed older approval must be noticed after a restart, too.
+        self._last_served.write(approval)
+        self._floor = approval.sequence
+        self._swap(served)
+
+    def _verify(self, approval: Approval, version: str) -> None:
+        # Keys are read anew each time: the evaluator may have made its own after we started.
+        verifier = Verifier.open(self._keys_dir)
+        verifier.check(approval, model=self.model, version=version, bundle_digest=approval.bundle_digest)
+
+    def _keys(self) -> tuple[tuple[str, int], ...]:
+        return tuple((path.name, path.stat().st_mtime_ns) for path in sorted(self._keys_dir.glob("*.pub")))
+
+    def _swap(self, served: Served) -> None:
+        self._current = served
+        self._forget(served.ref.version)
+        logger.info("version %s answers now", served.ref.version, extra={"model": self.model, **_facts(served)})
+
+    def _refuse(self, version: str, reason: str) -> None:
+        known = [refused for refused in self._refused if (refused.version, refused.reason) == (version, reason)]
+        if not known:
+            logger.error("version %s is refused: %s", version, reason, extra={"model": self.model})
+            known = [RefusedVersion(version=version, reason=reason)]
+        self._forget(version)
+        self._refused = (*known, *self._refused)[:_REMEMBERED_REFUSALS]
+
+    def _forget(self, version: str) -> None:
+        self._refused = tuple(refused for refused in self._refused if refused.version != version)
+
+    def _degrade(self, name: str, detail: str | None) -> None:
+        others = {key: value for key, value in self._degraded.items() if key != name}
+        if detail and name not in self._degraded:
+            logger.warning("degraded: %s", detail)
+        self._degraded = others | ({name: detail} if detail else {})
+
+
+def load(bundle: Bundle, approval: Approval, threads: int | None = None) -> Served:
+    """Make a verified bundle ready to answer: golden inputs checked, one run behind it.
+
+    Raises UntrustedModel when ONNX Runtime cannot load it or its answers are not what they were in training.
+    """
+    card = bundle.card
+    try:
+        network = Network(bundle, threads)
+        network.check_golden()
+        side, channels = card.preparation.size, card.preparation.channels
+        network.run(np.zeros((1, side, side, channels), np.uint8))
+    except MedLoopError:
+        raise
+    except Exception as exc:  # ONNX Runtime's errors have no common base
+        raise UntrustedModel(f"ONNX Runtime cannot run this bundle's network: {exc}") from exc
+    ref = ModelRef(
+        name=approval.model,
+        version=approval.version,
+        run_id=card.run_id,
+        dataset_id=card.dataset_id,
+        bundle_digest=bundle.digest,
+        engine=network.engine,
+        precision=network.precision,
+    )
+    return Served(ref, bundle, network, approval, now())
+
+
+def _approval_in_force(tag: str | None, version: str) -> Approval:
+    if tag is None:
+        raise UntrustedModel(
+            f"The champion alias points at version {version}, which nobody approved; approve it with medloop approve."
+        )
+    try:
+        approval = Approval.model_validate_json(tag)
+    except ValidationError as exc:
+        raise UntrustedModel("The approval in MLflow cannot be read; approve the version anew.") from exc
+    if approval.version != version:
+        raise UntrustedModel(
+            f"The champion alias points at version {version}, but the approval in force is for version "
+            f"{approval.version}; approve it with medloop approve."
+        )
+    return approval
+
+
+def _facts(served: Served) -> dict[str, str]:
+    return {"version": served.ref.version, "bundle_digest": served.ref.bundle_digest, "approval": served.approval.id}

@@ -1,0 +1,100 @@
+"""Corrections: a person's label for a predicted image, acknowledged only once image and label are durable.
+
+A correction's id follows from what it says, so the same correction sent twice, or to two replicas, is one.
+"""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+
+from medloop.errors import Conflict, InvalidRequest
+from medloop.schemas import Correction, Prediction
+from medloop.storage.objects import ObjectStore
+from medloop.storage.records import RecordStore
+from medloop.vision.decode import decode
+from medloop.vision.encode import strip_metadata
+
+KIND = "corrections"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a person sends. `prediction_id` is a UUIDv7; `image` the file that was predicted, unless it was stored
+    with an earlier correction."""
+
+    prediction_id: uuid.UUID
+    label: str
+    author: str
+    comment: str
+    image: bytes | None
+
+
+class Corrections:
+    """Corrections of `model`'s predictions, in records (what was said) and objects (the images)."""
+
+    def __init__(self, model: str, objects: ObjectStore, records: RecordStore) -> None:
+        self._model, self._objects, self._records = model, objects, records
+
+    def submit(self, submission: Submission) -> tuple[Correction, bool]:
+        """Store a correction durably; returns it, and whether it is new.
+
+        Raises Conflict for an image that is not the predicted one; InvalidRequest when an image is needed and missing;
+        InvalidImage, UnsupportedImage, ImageTooLarge; StorageUnavailable and StorageFull, after which nothing is
+        claimed and the same may be sent again.
+        """
+        prediction_id = str(submission.prediction_id)
+        prediction = self._prediction(prediction_id)
+        image_hash = self._image(submission, prediction)
+        correction = Correction(
+            id=correction_id(submission.prediction_id, submission.label, image_hash, submission.author),
+            prediction_id=prediction_id,
+            model=prediction.model.name if prediction else self._model,
+            version=prediction.model.version if prediction else None,
+            predicted_label=prediction.label if prediction else None,
+            label=submission.label,
+            image_hash=image_hash,
+            author=submission.author,
+            comment=submission.comment,
+        )
+        if self._records.put_once(KIND, correction.id, correction.model_dump(mode="json")):
+            return correction, True
+        stored = self._records.get(KIND, correction.id)
+        return (Correction.model_validate(stored.document) if stored else correction), False
+
+    def recent(self, status: str | None, limit: int) -> list[Correction]:
+        """Corrections of the newest predictions first."""
+        page = self._records.find(KIND, {"status": status} if status else None, limit=limit)
+        return [Correction.model_validate(record.document) for record in page.items]
+
+    def _prediction(self, prediction_id: str) -> Prediction | None:
+        """The prediction's record; None while it has not arrived yet."""
+        record = self._records.get("predictions", prediction_id)
+        return Prediction.model_validate(record.document) if record else None
+
+    def _image(self, submission: Submission, prediction: Prediction | None) -> str:
+        """Store the image, freed of metadata, under the hash of what is stored; returns that hash."""
+        if submission.image is None:
+            return self._stored_image(str(submission.prediction_id))
+        if prediction and hashlib.sha256(submission.image).hexdigest() != prediction.image_hash:
+            raise Conflict(f"This is not the image that prediction {prediction.id} answered; send the same file.")
+        decode(submission.image)  # a file that nobody can read must not become training data
+        stripped = strip_metadata(submission.image)
+        image_hash = hashlib.sha256(stripped).hexdigest()
+        self._objects.put_if_absent(f"images/{image_hash[:2]}/{image_hash}", stripped)
+        return image_hash
+
+    def _stored_image(self, prediction_id: str) -> str:
+        earlier = self._records.find(KIND, {"prediction_id": prediction_id}, limit=1).items
+        if not earlier:
+            raise InvalidRequest("The image of this prediction was not stored: send it with the correction.")
+        return str(earlier[0].document["image_hash"])
+
+
+def correction_id(prediction_id: uuid.UUID, label: str, image_hash: str, author: str) -> str:
+    """A UUIDv7 (RFC 9562) with the prediction's time, and a hash of the rest where random bits would be."""
+    said = "\0".join((str(prediction_id), label, image_hash, author))
+    hashed = int.from_bytes(hashlib.sha256(said.encode()).digest()[:16])
+    value = (prediction_id.int >> 80 << 80) | (hashed & ((1 << 80) - 1))
+    value = value & ~(0xF << 76) | 0x7 << 76  # version
+    value = value & ~(0b11 << 62) | 0b10 << 62  # variant
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,37 @@
+"""What this machine served last, on its own disk: where to start while MLflow is down, and which approvals are old."""
+
+import os
+from pathlib import Path
+
+from medloop.errors import UntrustedModel
+from medloop.schemas import Approval
+from pydantic import ValidationError
+
+from medloop_inference.disk import disk_errors
+
+
+class LastServed:
+    """The approval that was accepted last, in one file. It names model, version, bundle digest and sequence, and is
+    signed, so nothing else need be kept or trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Approval | None:
+        """The approval; None when nothing was served yet. Raises UntrustedModel or StorageUnavailable."""
+        try:
+            with disk_errors(self.path):
+                return Approval.model_validate_json(self.path.read_bytes()) if self.path.exists() else None
+        except ValidationError as exc:
+            raise UntrustedModel(f"{self.path} is damaged; the next champion replaces it.") from exc
+
+    def write(self, approval: Approval) -> None:
+        """Replace the file, durably and in one step. Raises StorageFull or StorageUnavailable."""
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with temporary.open("w") as file:
+                file.write(approval.model_dump_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)

@@ -1,0 +1,168 @@
+"""A correction is durable when it is acknowledged, is one however often it is sent, and claims nothing that failed."""
+
+import errno
+import hashlib
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from medloop.errors import Conflict, InvalidImage, InvalidRequest, StorageFull, StorageUnavailable
+from medloop.schemas import ModelRef, Prediction, new_id
+from medloop.storage.folder import FolderObjects
+from medloop.storage.objects import ObjectStore, open_objects
+from medloop.storage.records import RecordStore, open_records
+from medloop.vision.decode import decode
+from medloop.vision.encode import encode_png
+from medloop.vision.golden import awkward_images
+from medloop_inference.corrections import Corrections, Submission, correction_id
+
+IMAGE = encode_png(np.full((8, 8), 9, np.uint8))
+TEXT = b"tEXtName\0Jane D"
+TEXT_CHUNK = struct.pack(">I", len(TEXT) - 4) + TEXT + struct.pack(">I", zlib.crc32(TEXT))
+
+
+@pytest.fixture
+def corrections(objects: ObjectStore, records: RecordStore) -> Corrections:
+    return Corrections("tiny", objects, records)
+
+
+def submission(prediction_id: str | None = None, image: bytes | None = IMAGE, label: str = "dark") -> Submission:
+    return Submission(uuid.UUID(prediction_id or new_id()), label, "Dr. Test", "", image)
+
+
+def recorded(records: RecordStore, image: bytes) -> Prediction:
+    prediction = Prediction(
+        model=ModelRef(name="tiny", version="3", run_id="r", dataset_id="d", bundle_digest="b"),
+        image_hash=hashlib.sha256(image).hexdigest(),
+        label="bright",
+        probabilities={"dark": 0.1, "bright": 0.9},
+        prediction_set=["bright"],
+        coverage=0.95,
+        milliseconds={},
+    )
+    records.put_once("predictions", prediction.id, prediction.model_dump(mode="json"))
+    return prediction
+
+
+def test_a_correction_names_what_it_corrects(corrections: Corrections, records: RecordStore) -> None:
+    prediction = recorded(records, IMAGE)
+    correction, new = corrections.submit(submission(prediction.id))
+    assert new
+    assert (correction.model, correction.version, correction.predicted_label) == ("tiny", "3", "bright")
+    assert (correction.label, correction.status, correction.author) == ("dark", "pending", "Dr. Test")
+    assert corrections.recent("pending", 10) == [correction]
+    assert corrections.recent("accepted", 10) == []
+
+
+def test_it_may_come_before_the_prediction_s_record(corrections: Corrections) -> None:
+    correction, new = corrections.submit(submission())
+    assert new
+    assert (correction.model, correction.version, correction.predicted_label) == ("tiny", None, None)
+
+
+def test_the_stored_image_has_the_pixels_and_no_metadata(corrections: Corrections, objects: ObjectStore) -> None:
+    header = IMAGE[:33]  # signature and IHDR
+    marked = header + TEXT_CHUNK + IMAGE[33:]
+    assert b"Jane" in marked
+    correction, _ = corrections.submit(submission(image=marked))
+    stored = objects.get(f"images/{correction.image_hash[:2]}/{correction.image_hash}")
+    assert b"Jane" not in stored
+    assert hashlib.sha256(stored).hexdigest() == correction.image_hash
+    assert np.array_equal(decode(stored).pixels, decode(marked).pixels)
+
+
+def test_the_same_correction_twice_is_one(corrections: Corrections, records: RecordStore) -> None:
+    sent = submission()
+    (once, new), (again, newer) = corrections.submit(sent), corrections.submit(sent)
+    assert (new, newer) == (True, False)
+    assert once == again
+    other, _ = corrections.submit(submission(str(sent.prediction_id), label="bright"))
+    assert other.id != once.id
+    assert len(records.find("corrections").items) == 2
+
+
+def test_a_second_one_needs_no_image(corrections: Corrections) -> None:
+    correction, _ = corrections.submit(submission())
+    second, new = corrections.submit(submission(correction.prediction_id, None, "bright"))
+    assert new
+    assert second.image_hash == correction.image_hash
+
+
+def test_without_a_stored_image_one_must_be_sent(corrections: Corrections) -> None:
+    with pytest.raises(InvalidRequest, match="send it with the correction"):
+        corrections.submit(submission(image=None))
+
+
+def test_another_image_than_the_predicted_one_is_refused(corrections: Corrections, records: RecordStore) -> None:
+    prediction = recorded(records, IMAGE)
+    with pytest.raises(Conflict, match="not the image"):
+        corrections.submit(submission(prediction.id, encode_png(np.zeros((8, 8), np.uint8))))
+
+
+def test_an_image_that_nobody_can_read_is_not_kept(
+    corrections: Corrections, objects: ObjectStore, records: RecordStore
+) -> None:
+    jpeg = awkward_images(32)[1]
+    spoilt = IMAGE.replace(b"IHDR\0\0\0\x08", b"IHDR\0\0\0\x09")  # announces other pixels than it holds
+    for data in (b"", b"text", jpeg[: len(jpeg) // 2], spoilt):
+        with pytest.raises(InvalidImage):
+            corrections.submit(submission(image=data))
+    assert list(objects.list()) == []
+    assert records.find("corrections").items == ()
+
+
+def test_nothing_is_claimed_while_records_are_down(objects: ObjectStore, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked.sqlite"
+    blocked.mkdir()
+    records = open_records(f"sqlite:///{blocked}")
+    corrections = Corrections("tiny", objects, records)
+    sent = submission()
+    with pytest.raises(StorageUnavailable):
+        corrections.submit(sent)
+    blocked.rmdir()
+    assert corrections.submit(sent)[1]
+    records.close()
+
+
+def test_nothing_is_claimed_while_objects_are_down(records: RecordStore, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(StorageUnavailable):
+        Corrections("tiny", open_objects(blocked.as_uri()), records).submit(submission())
+    assert records.find("corrections").items == ()
+
+
+@given(moment=st.integers(0, 2**48 - 1), rest=st.integers(0, 2**74 - 1), label=st.text(), author=st.text())
+def test_its_id_is_a_uuid7_of_the_prediction_s_time(moment: int, rest: int, label: str, author: str) -> None:
+    value = moment << 80 | 0x7 << 76 | (rest >> 62) << 64 | 0b10 << 62 | (rest & (1 << 62) - 1)
+    made = uuid.UUID(correction_id(uuid.UUID(int=value), label, "0" * 64, author))
+    assert made.int >> 80 == moment
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+
+
+def test_its_id_follows_from_all_that_it_says() -> None:
+    prediction, other = uuid.UUID(new_id()), uuid.UUID(new_id())
+    said = [
+        (prediction, "a", "h", "me"),
+        (other, "a", "h", "me"),
+        (prediction, "b", "h", "me"),
+        (prediction, "a", "i", "me"),
+        (prediction, "a", "h", "you"),
+    ]
+    assert len({correction_id(*each) for each in said}) == len(said)
+    assert correction_id(*said[0]) == correction_id(*said[0])
+
+
+def test_a_full_disk_is_said(records: RecordStore, tmp_path: Path) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageFull):
+        Corrections("tiny", FolderObjects(tmp_path / "full", write=full), records).submit(submission())
+    assert records.find("corrections").items == ()
