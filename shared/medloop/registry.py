@@ -90,6 +90,8 @@ class Registry:
         # MLflow's own defaults retry for minutes; a person or a probe is waiting for the answer.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        # Its bars would stand between the JSON lines of a log, and across our own on a terminal.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.tracking_uri = tracking_uri
         self._client: MlflowClient | None = None
 

@@ -1,0 +1,1 @@
+"""The evaluator: judges model versions, keeps the gate and signs approvals. Runs without torch."""

@@ -1,0 +1,83 @@
+"""What a model version answered on one split of one data set version, kept so that nothing is computed twice.
+
+They are keyed by the bundle's digest and the data set's id, both digests of content: an entry can never go stale.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from medloop.bundle import Bundle, Network
+from medloop.data.cache import open_cache
+from medloop.data.manifest import Manifest, Split
+from medloop.errors import InvalidDataset, NotFound
+from medloop.storage.objects import ObjectStore
+from numpy.typing import NDArray
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name, how much is done, and how much there is."""
+
+_BATCH = 128  # images: enough to fill the cores, little enough to show progress
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """`rows` int64 [N]: rows of the manifest, ascending; `probabilities` float32 [N, K], in the card's class order."""
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    def to_npz(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, rows=self.rows, probabilities=self.probabilities)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> "Answers":
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(arrays["rows"], arrays["probabilities"])
+
+    def called_rightly(self, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Whether the likeliest of `classes` is the label's name, bool [N]: also between versions whose classes stand
+        in another order."""
+        called = self.probabilities.argmax(axis=1)
+        return np.array([classes[k] == manifest.rows[row].label for k, row in zip(called, self.rows, strict=True)])
+
+
+def evaluation_key(bundle_digest: str, dataset_id: str, split: Split, file: str) -> str:
+    """The object key of a file about one bundle on one split."""
+    return f"evaluations/{bundle_digest}/{dataset_id}/{split}/{file}"
+
+
+def read_or_compute(
+    bundle: Bundle, manifest: Manifest, split: Split, objects: ObjectStore, cache_folder: Path, progress: Progress
+) -> Answers:
+    """The kept answers, or those of the bundle's network on ONNX Runtime, which are then kept.
+
+    Raises UntrustedModel when the golden check fails on this machine, InvalidDataset when the split is empty.
+    """
+    key = evaluation_key(bundle.digest, manifest.id, split, "answers.npz")
+    try:
+        return Answers.from_npz(objects.get(key))
+    except NotFound:
+        answers = _compute(bundle, manifest, split, objects, cache_folder, progress)
+    objects.put(key, answers.to_npz())
+    return answers
+
+
+def _compute(
+    bundle: Bundle, manifest: Manifest, split: Split, objects: ObjectStore, cache_folder: Path, progress: Progress
+) -> Answers:
+    network = Network(bundle)
+    network.check_golden()
+    cache = open_cache(manifest, bundle.card.preparation, objects, cache_folder, progress=progress)
+    rows = cache.indices(split)
+    if len(rows) == 0:
+        raise InvalidDataset(f"Data set {manifest.name} has no image in its {split} split; build it with one.")
+    found = []
+    for start in range(0, len(rows), _BATCH):
+        found.append(network.run(cache.images[rows[start : start + _BATCH]]).probabilities)
+        progress("predict", min(start + _BATCH, len(rows)), len(rows))
+    return Answers(rows, np.concatenate(found))

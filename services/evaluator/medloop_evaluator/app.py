@@ -1,0 +1,144 @@
+"""The evaluator's API: parses, calls, returns."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response, status
+from medloop.approvals import Signer, Verifier
+from medloop.data.manifest import Split
+from medloop.errors import MedLoopError
+from medloop.http import Readiness
+from medloop.http import create_app as create_base_app
+from medloop.jobs import Job, Jobs, ProgressFn, Worker
+from medloop.registry import Registry
+from medloop.schemas import (
+    Approval,
+    ApprovalCreate,
+    EvaluationCreate,
+    EvaluationReport,
+    GateCreate,
+    GateDecision,
+    JobPublic,
+    Name,
+    RollbackCreate,
+    TimelineEntry,
+    Version,
+)
+from medloop.storage.objects import open_objects
+from medloop.storage.records import open_records
+
+from medloop_evaluator.approve import Approver
+from medloop_evaluator.evaluate import Evaluator
+from medloop_evaluator.gate import Gate
+from medloop_evaluator.ledger import Ledger
+from medloop_evaluator.settings import EvaluatorSettings
+
+JOB_TYPE = "evaluation"
+SELF_CHECK_SECONDS = 10.0
+
+
+def create_app(settings: EvaluatorSettings) -> FastAPI:
+    """The evaluator. Opening its stores touches no network, so it starts while they are down and says so in
+    `/readyz`. Raises StorageUnavailable when the signing key can be neither read nor made."""
+    registry = Registry(settings.tracking.tracking_uri)
+    objects = open_objects(settings.storage.objects_url)
+    records = open_records(settings.storage.records_url)
+    evaluator = Evaluator(registry, objects, settings.home)
+    gate = Gate(evaluator, records)
+    signer = Signer.open(settings.home.keys_dir)
+    ledger = Ledger(records, registry, Verifier.open(settings.home.keys_dir))
+    approver = Approver(registry, records, gate, ledger, signer, settings.home)
+    jobs = Jobs(records)
+    readiness = Readiness()
+
+    def run(job: Job, report: ProgressFn) -> dict[str, Any]:
+        asked = EvaluationCreate.model_validate(job.parameters)
+        version = registry.version(asked.model, asked.version)
+        found = evaluator.evaluate(version, asked.split, lambda step, done, total: report(done, total, step))
+        return {"model": asked.model, "version": asked.version, "split": asked.split, "images": found.images} | {
+            name: figure.value for name, figure in found.metrics.items()
+        }
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = Worker(jobs, {JOB_TYPE: run})
+        worker.start()
+        checks = asyncio.create_task(_keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
+        yield
+        checks.cancel()
+        with suppress(asyncio.CancelledError):
+            await checks
+        await asyncio.to_thread(worker.stop)
+        records.close()
+
+    return create_base_app(
+        "evaluator",
+        settings.server,
+        routers=[_evaluations(registry, evaluator, jobs), _decisions(approver)],
+        readiness=readiness,
+        lifespan=lifespan,
+        auth=settings.auth,
+    )
+
+
+async def _keep_checking(readiness: Readiness, checks: Sequence[Callable[[], None]]) -> None:
+    while True:
+        try:
+            for check in checks:
+                await asyncio.to_thread(check)
+        except MedLoopError as exc:
+            readiness.failed(exc.detail)
+        else:
+            readiness.passed()
+        await asyncio.sleep(SELF_CHECK_SECONDS)
+
+
+def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRouter:
+    router = APIRouter(tags=["evaluation"])
+
+    @router.post("/evaluate", status_code=status.HTTP_202_ACCEPTED, summary="Evaluate a version on a split")
+    def evaluate(request: EvaluationCreate) -> JobPublic:
+        registry.version(request.model, request.version)  # an unknown one is told at once
+        key = f"{request.model}/{request.version}/{request.split}"
+        return _public(jobs.submit(JOB_TYPE, key, request.model_dump(mode="json")))
+
+    @router.get("/jobs/{job_id}", summary="How far an evaluation is")
+    def job(job_id: str) -> JobPublic:
+        return _public(jobs.get(job_id))
+
+    @router.get("/reports/{model}/{version}", summary="The report of an evaluation")
+    def report(model: Name, version: Version, split: Split = "test") -> EvaluationReport:
+        return evaluator.report(registry.version(model, version), split)
+
+    return router
+
+
+def _decisions(approver: Approver) -> APIRouter:
+    router = APIRouter(tags=["decisions"])
+
+    @router.post("/gate", summary="Compare a version with the champion")
+    def gate(request: GateCreate) -> GateDecision:
+        return approver.decide(request.model, request.version)
+
+    @router.post("/approvals", status_code=status.HTTP_201_CREATED, summary="Make a version the champion")
+    def approve(request: ApprovalCreate, response: Response) -> Approval:
+        approval, new = approver.approve(request)
+        if not new:
+            response.status_code = status.HTTP_200_OK
+        return approval
+
+    @router.post("/rollback", status_code=status.HTTP_201_CREATED, summary="Bring back the champion before this one")
+    def rollback(request: RollbackCreate) -> Approval:
+        return approver.rollback(request)
+
+    @router.get("/timeline/{model}", summary="Who made what the champion, when and why")
+    def timeline(model: Name) -> list[TimelineEntry]:
+        return approver.timeline(model)
+
+    return router
+
+
+def _public(job: Job) -> JobPublic:
+    return JobPublic.model_validate(job.model_dump())

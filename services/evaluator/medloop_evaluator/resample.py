@@ -1,0 +1,97 @@
+"""Bootstrap weights and the intervals made of them.
+
+A bootstrap replicate is kept as how often each image was drawn, `weights` [B, N], so that every metric of all
+replicates is a few matrix products (Efron & Tibshirani 1993).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+REPLICATES = 1000
+_BLOCK_ELEMENTS = 4_000_000  # weights held at once: 32 MB
+_Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+def clusters(groups: list[str]) -> Integers | None:
+    """Number the groups: int64 [N]. An image without a group ("") is one of its own.
+
+    None when resampling by group would say nothing else than by image, or nothing at all: no two images share a
+    group, or all do.
+    """
+    keys = [f"group {group}" if group else f"image {index}" for index, group in enumerate(groups)]
+    _, numbers = np.unique(np.array(keys, dtype=np.str_), return_inverse=True)
+    count = len(np.unique(numbers))
+    return numbers.astype(np.int64) if 1 < count < len(groups) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How images are redrawn: whole groups where images come in groups, else stratified by class.
+
+    `strata` int64 [N] are class numbers, `clusters` int64 [N] group numbers from 0, or None.
+    """
+
+    strata: Integers
+    clusters: Integers | None
+    replicates: int = REPLICATES
+    seed: int = 0
+
+    @property
+    def method(self) -> Literal["bootstrap", "cluster-bootstrap"]:
+        return "bootstrap" if self.clusters is None else "cluster-bootstrap"
+
+    def blocks(self) -> Iterator[Floats]:
+        """Weights [b, N] of all replicates, some at a time so that memory stays bounded."""
+        rng = np.random.default_rng(self.seed)
+        size = max(1, _BLOCK_ELEMENTS // len(self.strata))
+        for start in range(0, self.replicates, size):
+            yield self._weights(rng, min(size, self.replicates - start))
+
+    def _weights(self, rng: np.random.Generator, count: int) -> Floats:
+        if self.clusters is not None:
+            total = int(self.clusters.max()) + 1
+            return _draw(rng, count, total)[:, self.clusters]
+        weights = np.zeros((count, len(self.strata)))
+        for stratum in np.unique(self.strata):
+            members = np.flatnonzero(self.strata == stratum)
+            weights[:, members] = _draw(rng, count, len(members))
+        return weights
+
+
+def _draw(rng: np.random.Generator, count: int, items: int) -> Floats:
+    """How often each of `items` is drawn in `items` draws with replacement: [count, items]."""
+    drawn = rng.integers(items, size=(count, items)) + (np.arange(count) * items)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * items).reshape(count, items).astype(np.float64)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) when nothing was tried."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    scale = 1 + _Z95**2 / trials
+    centre = (share + _Z95**2 / (2 * trials)) / scale
+    half = _Z95 * sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / scale
+    # At the ends the bound is exactly 0 or 1; rounding must not put it a hair inside.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def percentile(replicates: Floats) -> tuple[float, float]:
+    """The middle 95 % of the replicates [B]; a replicate in which the metric is undefined (NaN) is left out."""
+    low, high = np.nanpercentile(replicates, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def basic(value: float, replicates: Floats) -> tuple[float, float]:
+    """The percentile interval reflected at `value`, for a figure that resampling itself pushes up, as it does with
+    calibration error. Widened to hold `value`, and never below zero."""
+    low, high = percentile(replicates)
+    return max(0.0, min(2 * value - high, value)), max(2 * value - low, value)

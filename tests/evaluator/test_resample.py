@@ -1,0 +1,86 @@
+"""Weights redraw what they should; intervals cover as often as they claim."""
+
+import numpy as np
+import pytest
+from medloop_evaluator.resample import Resampling, basic, clusters, percentile, wilson
+
+
+def _weights(resampling: Resampling) -> np.ndarray:
+    return np.concatenate(list(resampling.blocks()))
+
+
+def test_stratified_weights_keep_the_size_of_every_class() -> None:
+    labels = np.array([0] * 7 + [1] * 3 + [2])
+    weights = _weights(Resampling(labels, None, replicates=200))
+    assert weights.shape == (200, 11)
+    for label, size in enumerate((7, 3, 1)):
+        assert (weights[:, labels == label].sum(axis=1) == size).all()
+
+
+def test_clustered_weights_draw_whole_groups() -> None:
+    numbers = np.array([0, 0, 0, 1, 1, 2])
+    weights = _weights(Resampling(np.zeros(6, np.int64), numbers, replicates=300))
+    for group in range(3):
+        members = weights[:, numbers == group]
+        assert (members == members[:, :1]).all()
+    assert (weights[:, [0, 3, 5]].sum(axis=1) == 3).all()
+
+
+def test_same_seed_same_weights_and_blocks_do_not_change_the_number() -> None:
+    labels = np.zeros(30_000, np.int64)
+    once = Resampling(labels, None, replicates=300, seed=4)
+    sizes = [len(block) for block in once.blocks()]
+    assert sum(sizes) == 300
+    assert len(sizes) > 1
+    assert np.array_equal(next(once.blocks()), next(once.blocks()))
+
+
+def test_clusters_are_none_unless_they_say_more_than_images() -> None:
+    assert clusters(["", "", ""]) is None
+    assert clusters(["a", "b", "c"]) is None
+    assert clusters(["a", "a"]) is None
+    numbers = clusters(["a", "", "a", ""])
+    assert numbers is not None
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers.tolist())) == 3
+
+
+def test_wilson_closed_form_and_ends() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(0, 10)
+    assert low == 0.0
+    assert high == pytest.approx(1.959963984540054**2 / (10 + 1.959963984540054**2))
+    assert wilson(10, 10)[0] == pytest.approx(1 - high)
+    assert wilson(10, 10)[1] == 1.0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_wilson_covers_about_as_often_as_it_claims(share: float) -> None:
+    draws = np.random.default_rng(0).binomial(400, share, 2000)
+    intervals = np.array([wilson(int(successes), 400) for successes in draws])
+    covered = ((intervals[:, 0] <= share) & (share <= intervals[:, 1])).mean()
+    assert 0.92 <= covered <= 0.98
+
+
+def test_percentile_leaves_undefined_replicates_out() -> None:
+    assert percentile(np.array([np.nan, 0.5, 0.5])) == (0.5, 0.5)
+
+
+def test_basic_interval_reflects_and_holds_its_value() -> None:
+    low, high = basic(0.1, np.full(10, 0.12))
+    assert low == pytest.approx(0.08)
+    assert high == 0.1
+    assert basic(0.01, np.full(10, 0.3))[0] == 0.0
+
+
+def test_a_clustered_interval_is_wider_where_groups_agree_with_themselves() -> None:
+    rng = np.random.default_rng(1)
+    numbers = np.repeat(np.arange(40), 10)
+    right = np.repeat(rng.random(40) < 0.8, 10).astype(float)
+    strata = np.zeros(400, np.int64)
+
+    def width(resampling: Resampling) -> float:
+        low, high = percentile(_weights(resampling) @ right / 400)
+        return high - low
+
+    assert width(Resampling(strata, numbers)) > 2 * width(Resampling(strata, None))
