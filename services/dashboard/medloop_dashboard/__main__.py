@@ -1,0 +1,83 @@
+"""`python -m medloop_dashboard`: become Streamlit, configured by flags only.
+
+The process is replaced, not kept waiting beside a child, so that a signal reaches what serves and the exit status is
+its own.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from medloop.auth import AuthSettings, check_exposure
+from medloop.errors import MedLoopError, PortInUse
+from medloop.settings import DEFAULT_PORTS, ServerSettings
+
+PAGE = Path(__file__).with_name("app.py")
+
+
+def command(server: ServerSettings, auth: AuthSettings) -> list[str]:
+    """The command line that serves the dashboard as `server` and `auth` say.
+
+    Raises Forbidden for an address that others can reach when nothing stands in front.
+    """
+    check_exposure(auth, server.host)
+    port = server.port or DEFAULT_PORTS["dashboard"]
+    options: dict[str, str] = {
+        "server.address": server.host,
+        "server.port": str(port),
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "server.enableCORS": "true",
+        "server.enableXsrfProtection": "true",
+        "server.enableStaticServing": "false",
+        "server.enableAgentApi": "false",
+        "server.maxUploadSize": str(server.max_body_bytes // 2**20),
+        "browser.gatherUsageStats": "false",
+        "browser.serverAddress": server.host,
+        # What goes wrong unforeseen is told in the log; a browser gets no traceback and no values.
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": "false",
+        "client.toolbarMode": "minimal",
+        "runner.magicEnabled": "false",
+        "logger.level": server.log_level.lower(),
+        "theme.base": "light",
+        "theme.primaryColor": "#1f5f8b",
+        "theme.textColor": "#1c2733",
+        "theme.baseRadius": "small",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    if auth.auth == "loopback":
+        # A foreign page must not reach this one under another name (DNS rebinding).
+        flags += [f"--server.allowedHosts={host}" for host in ("127.0.0.1", "localhost", "::1")]
+    return [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags]
+
+
+def check_port(server: ServerSettings) -> None:
+    """Raise PortInUse when something listens there already."""
+    port = server.port or DEFAULT_PORTS["dashboard"]
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((server.host, port))
+        except OSError as exc:
+            raise PortInUse(
+                f"The dashboard cannot listen on {server.host} port {port} ({exc.strerror}): "
+                "stop what listens there, or set MEDLOOP_PORT."
+            ) from exc
+
+
+def main() -> None:
+    server = ServerSettings()
+    try:
+        arguments = command(server, AuthSettings())
+        check_port(server)
+    except MedLoopError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        sys.exit(error.exit_status)
+    os.execv(arguments[0], arguments)  # noqa: S606 - our own command line, no shell
+
+
+if __name__ == "__main__":
+    main()

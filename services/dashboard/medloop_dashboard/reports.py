@@ -1,0 +1,109 @@
+"""Evaluations and explanations as MLflow keeps them, and tables made from them."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from medloop.errors import InvalidRequest
+from medloop.schemas import EvaluationReport, ExplanationIndex
+from pydantic import ValidationError
+
+from medloop_dashboard.quality import METHOD_NAMES, QUALITY_NAMES
+from medloop_dashboard.runs import ArtifactFile
+from medloop_dashboard.wording import METRIC_NAMES, figure, interval, percent
+
+FOLDER = "evaluation"
+EXPLANATIONS = "explanations"
+EXPLANATION_INDEX = f"{EXPLANATIONS}/index.json"
+BINS = 15  # equal width, as in the evaluator's calibration error
+
+
+def evaluated_splits(files: Sequence[ArtifactFile]) -> list[str]:
+    """The splits that a run has an evaluation of, test first."""
+    paths = [file.path.split("/") for file in files]
+    splits = {path[1] for path in paths if len(path) == 3 and path[0] == FOLDER and path[2] == "report.json"}
+    return sorted(splits, key=lambda split: (split != "test", split))
+
+
+def read_report(document: bytes) -> EvaluationReport:
+    """Raises InvalidRequest for anything but a report."""
+    try:
+        return EvaluationReport.model_validate_json(document)
+    except ValidationError as exc:
+        raise InvalidRequest("The stored evaluation is not one that this release reads; evaluate again.") from exc
+
+
+def read_explanations(document: bytes) -> ExplanationIndex:
+    """Raises InvalidRequest for anything but an index of explanations."""
+    try:
+        return ExplanationIndex.model_validate_json(document)
+    except ValidationError as exc:
+        raise InvalidRequest("The stored explanations are not of this release; explain the version again.") from exc
+
+
+def metric_table(report: EvaluationReport) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "Metric": METRIC_NAMES.get(name, name),
+                "Value": figure(name, estimate.value),
+                "95 % interval": interval(name, estimate),
+                "Method": estimate.method,
+            }
+            for name, estimate in report.metrics.items()
+        ]
+    )
+
+
+def class_table(report: EvaluationReport) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "Class": row.label,
+                "Images": row.support,
+                "Precision": percent(row.precision, 2),
+                "Recall": percent(row.recall, 2),
+                "F1": percent(row.f1, 2),
+                "AUC": "not defined" if row.auc is None else f"{row.auc:.4f}",
+            }
+            for row in report.per_class
+        ]
+    )
+
+
+def quality_table(index: ExplanationIndex) -> pd.DataFrame:
+    """The mean quality figures of each method."""
+    return pd.DataFrame(
+        [
+            {"Method": METHOD_NAMES.get(method, method)}
+            | {QUALITY_NAMES.get(name, name): f"{value:.4f}" for name, value in figures.items()}
+            for method, figures in index.quality.items()
+        ]
+    )
+
+
+def mistake_pictures(files: Sequence[ArtifactFile], split: str) -> dict[int, str]:
+    """Paths of the misclassified images' pictures by their place in `EvaluationReport.worst`."""
+    prefix = f"{FOLDER}/{split}/misclassified/"
+    names = {file.path: file.path.removeprefix(prefix) for file in files if file.path.startswith(prefix)}
+    return {int(name[:2]): path for path, name in names.items() if name[:2].isdigit()}
+
+
+def reliability_table(predictions: bytes) -> pd.DataFrame:
+    """Columns `confidence`, `accuracy`, `images` by confidence bin, from predictions.csv; empty bins are left out.
+
+    Raises InvalidRequest when the file lacks what is needed.
+    """
+    try:
+        # Class names such as "NA" or "007" are names.
+        frame = pd.read_csv(io.BytesIO(predictions), dtype={"label": str, "predicted": str}, keep_default_na=False)
+        correct = (frame["label"] == frame["predicted"]).to_numpy(np.float64)
+        confidence = frame.filter(regex="^p_").to_numpy(np.float64).max(axis=1)
+    except (ValueError, KeyError) as exc:
+        raise InvalidRequest("predictions.csv is not one that this release reads; evaluate again.") from exc
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct, "images": 1})
+    return table.groupby("bin").agg(
+        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("images", "sum")
+    )

@@ -1,0 +1,20 @@
+"""Where the dashboard finds its neighbours: `MEDLOOP_INFERENCE_URL` and so on, and `MEDLOOP_MODEL`."""
+
+from medloop.settings import DEFAULT_PORTS
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _loopback(service: str) -> str:
+    return f"http://127.0.0.1:{DEFAULT_PORTS[service]}"
+
+
+class DashboardSettings(BaseSettings):
+    """Addresses of the services; `model` is the registered model that pages open with."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    inference_url: str = Field(default=_loopback("inference"))
+    evaluator_url: str = Field(default=_loopback("evaluator"))
+    explainer_url: str = Field(default=_loopback("explainer"))
+    model: str | None = None

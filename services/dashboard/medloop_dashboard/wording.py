@@ -1,0 +1,99 @@
+"""Numbers, times and other people's words, as the pages show them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from medloop.schemas import Estimate, Prediction
+
+NOT_A_DEVICE = (
+    "MedLoop is for research and workflow support. It is not a medical device: "
+    "its answers must not be used to diagnose or treat anyone."
+)
+
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+"""Every ASCII punctuation mark: exactly what CommonMark lets a backslash take the meaning from."""
+
+
+def plain(text: str) -> str:
+    """Text from a person, a file or a service, made safe where Streamlit expects Markdown: shown as it was written.
+
+    Without this a comment could hold links, or images that tell another server who reads it.
+    """
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """0.9931 → "99.3 %". What rounds to 0 or 100 without being it is said to be below or above."""
+    smallest = 10.0**-digits
+    value = 100 * fraction
+    if 0 < value < smallest / 2:
+        return f"< {smallest:.{digits}f} %"
+    if 100 - smallest / 2 < value < 100:
+        return f"> {100 - smallest:.{digits}f} %"
+    return f"{value:.{digits}f} %"
+
+
+FRACTIONS = frozenset({"accuracy", "precision", "recall", "f1"})
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "precision": "Precision (macro)",
+    "recall": "Recall (macro)",
+    "f1": "F1 (macro)",
+    "auc": "AUC (macro)",
+    "ece": "Calibration error",
+    "nll": "Negative log-likelihood",
+    "brier": "Brier score",
+}
+
+
+def figure(name: str, value: float) -> str:
+    """A metric's value in its unit: shares of images in percent, the others as plain numbers."""
+    return percent(value, 2) if name in FRACTIONS else f"{value:.4f}"
+
+
+def interval(name: str, estimate: Estimate) -> str:
+    return f"{figure(name, estimate.low)} to {figure(name, estimate.high)}"
+
+
+def moment(when: datetime) -> str:
+    """To the minute, in UTC, and saying so."""
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def file_size(size: int) -> str:
+    """1536 → "1.5 KiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def short(digest: str) -> str:
+    """Enough of a hash to tell it from its neighbours."""
+    return digest[:12]
+
+
+def listed(words: Sequence[str]) -> str:
+    """["a", "b", "c"] → "a, b and c"."""
+    return " and ".join(", ".join(words).rsplit(", ", 1))
+
+
+def ruled_out(prediction: Prediction) -> str:
+    """The prediction set in words (plain text)."""
+    kept, all_classes = prediction.prediction_set, len(prediction.probabilities)
+    coverage = percent(prediction.coverage, 0)
+    if len(kept) == 1:
+        return f"At {coverage} coverage every other class can be ruled out."
+    if len(kept) == all_classes:
+        return f"At {coverage} coverage no class can be ruled out: treat this answer as undecided."
+    return f"At {coverage} coverage the model cannot rule out: {listed(kept)}."
+
+
+def timings(milliseconds: Mapping[str, float]) -> str:
+    """{"decode": 1.2, "total": 9.9} → "9.9 ms (decode 1.2)"."""
+    stages = [f"{name} {value:.1f}" for name, value in milliseconds.items() if name != "total"]
+    total = milliseconds.get("total", sum(milliseconds.values()))
+    return f"{total:.1f} ms" + (f" ({', '.join(stages)})" if stages else "")

@@ -1,0 +1,139 @@
+"""The page that asks, explains and corrects."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from medloop.errors import StorageUnavailable
+from medloop.schemas import ServedModel
+from medloop.testing import free_port
+from medloop.vision.encode import encode_png
+from streamlit.testing.v1 import AppTest
+
+Page = Callable[[str], AppTest]
+Texts = Callable[[AppTest], str]
+
+BRIGHT = encode_png(np.full((16, 16, 1), 250, np.uint8))
+GREY = encode_png(np.full((16, 16, 1), 130, np.uint8))
+
+
+def upload(app: AppTest, *files: tuple[str, bytes]) -> AppTest:
+    return app.file_uploader(key="images").set_value([(name, data, "image/png") for name, data in files]).run()
+
+
+def save(app: AppTest, *, label: str | None, author: str, comment: str = "") -> AppTest:
+    box = next(box for box in app.selectbox if box.label == "Right label")
+    if label is not None:
+        box.select(label)
+    next(field for field in app.text_input if field.label == "Your name").input(author)
+    app.text_area[0].input(comment)
+    return next(button for button in app.button if button.label == "Save correction").click().run()
+
+
+def test_one_image_gets_answer_and_explanations(page: Page, fakes: Any, texts: Texts) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    said = texts(app)
+    assert not app.error
+    assert not app.exception
+    assert "bright, 98.0 %" in said
+    assert "every other class can be ruled out" in said
+    assert "tiny version 1" in said.replace("\\", "")
+    assert "3.5 ms" in said.replace("\\", "")
+    # The very version that answered is explained, for the label it gave.
+    assert fakes.explained == [{"model": "tiny", "version": "1", "target": "bright"}]
+    assert "Integrated Gradients" in said
+    assert "SHAP" in said
+
+
+def test_an_undecided_answer_is_told_in_words(page: Page, fakes: Any, texts: Texts) -> None:
+    assert "no class can be ruled out" in texts(upload(page("predict").run(), ("a.png", GREY)))
+
+
+def test_a_rerun_asks_nothing_again(page: Page, fakes: Any) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT), ("b.png", GREY))
+    app.run().run()
+    assert len(fakes.predicted) == 2
+    assert len(fakes.explained) == 1
+
+
+def test_a_broken_image_is_refused_alone(page: Page, fakes: Any, texts: Texts) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT), ("broken.png", BRIGHT[:60]))
+    assert not app.exception
+    table = app.dataframe[0].value
+    assert table["Answer"].tolist() == ["bright", ""]
+    assert table["Problem"][1]
+    app.selectbox[0].select_index(1).run()
+    assert app.error[0].proto.title == "No answer for this image"
+    assert len(app.image) == 0
+
+
+def test_a_correction_is_stored_once_and_shown(page: Page, fakes: Any, hostile: str) -> None:
+    app = save(upload(page("predict").run(), ("a.png", BRIGHT)), label="dark", author=" Ada ", comment=hostile)
+    stored = fakes.corrections[0]
+    assert (stored.label, stored.author, stored.comment) == ("dark", "Ada", hostile)
+    assert stored.id in app.success[0].value.replace("\\", "")
+    assert "pending" in app.success[0].value
+    app.run()
+    assert len(fakes.corrections) == 1
+
+
+@pytest.mark.parametrize(("label", "author"), [(None, "Ada"), ("dark", "  ")])
+def test_a_correction_needs_label_and_name(page: Page, fakes: Any, label: str | None, author: str) -> None:
+    app = save(upload(page("predict").run(), ("a.png", BRIGHT)), label=label, author=author)
+    assert "Choose the right label" in app.error[0].value
+    assert not fakes.corrections
+
+
+def test_a_correction_that_was_not_stored_is_not_claimed(page: Page, fakes: Any) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    fakes.refuse = StorageUnavailable("The object store does not answer.")
+    app = save(app, label="dark", author="Ada")
+    assert not app.success
+    assert "object store does not answer" in app.error[0].value
+    fakes.refuse = None
+    app = save(app, label="dark", author="Ada")
+    assert app.success
+    assert not app.error
+
+
+def test_without_the_explainer_the_answer_stands(
+    page: Page, fakes: Any, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MEDLOOP_EXPLAINER_URL", address)
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    assert "bright, 98.0 %" in texts(app)
+    assert address in app.error[0].value.replace("\\", "")
+    assert "medloop up" in app.error[0].value
+
+
+def test_without_inference_the_page_says_so_and_asks_again_on_demand(
+    page: Page, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDLOOP_INFERENCE_URL", f"http://127.0.0.1:{free_port()}")
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    assert not app.exception
+    assert [error.proto.title for error in app.error] == ["Inference cannot be asked", "No answer for this image"]
+    fakes.refuse = None
+    monkeypatch.setenv("MEDLOOP_INFERENCE_URL", fakes.url)
+    from medloop_dashboard.screens import elements
+
+    elements.connections.clear()
+    app.run()
+    assert len(app.error) == 1, "an error, too, is not asked about again by itself"
+    next(button for button in app.button if button.label == "Ask again").click().run()
+    assert not app.error
+
+
+def test_says_when_nothing_is_approved_and_what_is_degraded(page: Page, fakes: Any, texts: Texts) -> None:
+    fakes.served = ServedModel(model=None, degraded={"tracking": "MLflow does not answer."})
+    said = texts(page("predict").run())
+    assert "Nothing is approved to answer yet" in said
+    assert "MLflow does not answer" in said
+
+
+def test_names_are_shown_as_text_only(page: Page, fakes: Any, hostile: str) -> None:
+    app = upload(page("predict").run(), (hostile, BRIGHT))
+    assert hostile in [element.value for element in app.text]
+    assert not any(hostile in element.value for element in app.markdown)

@@ -1,0 +1,60 @@
+"""Tables made from evaluations."""
+
+import pytest
+from medloop.errors import InvalidRequest
+from medloop_dashboard.reports import (
+    evaluated_splits,
+    mistake_pictures,
+    read_explanations,
+    read_report,
+    reliability_table,
+)
+from medloop_dashboard.runs import ArtifactFile
+
+
+def files(*paths: str) -> list[ArtifactFile]:
+    return [ArtifactFile(path, 1) for path in paths]
+
+
+def test_finds_evaluated_splits_test_first() -> None:
+    found = files(
+        "bundle/report.json", "evaluation/val/report.json", "evaluation/test/report.json", "evaluation/x.json"
+    )
+    assert evaluated_splits(found) == ["test", "val"]
+    assert evaluated_splits([]) == []
+
+
+def test_pairs_pictures_with_mistakes_by_number() -> None:
+    folder = "evaluation/test/misclassified"
+    found = files(
+        f"{folder}/00_a_as_b.png",
+        f"{folder}/11_b_as_a.png",
+        f"{folder}/notes.txt",
+        "evaluation/val/misclassified/01_a_as_b.png",
+    )
+    assert mistake_pictures(found, "test") == {0: f"{folder}/00_a_as_b.png", 11: f"{folder}/11_b_as_a.png"}
+
+
+def test_reliability_counts_each_image_once_in_its_bin() -> None:
+    rows = [("NA", "NA", 1.0, 0.0), ("NA", "007", 0.01, 0.99), ("007", "007", 0.45, 0.55)]
+    lines = ["row,image_hash,label,predicted,p_NA,p_007"]
+    lines += [f"{i},h,{label},{called},{a},{b}" for i, (label, called, a, b) in enumerate(rows)]
+    table = reliability_table("\n".join(lines).encode())
+    assert table["images"].tolist() == [1, 2]
+    assert table["confidence"].tolist() == pytest.approx([0.55, 0.995])
+    assert table["accuracy"].tolist() == pytest.approx([1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"row,label\n1,a\n", b"label,predicted\na,a\n", b"label,predicted,p_a\na,a,x\n"]
+)
+def test_other_files_are_refused(document: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=r"predictions\.csv"):
+        reliability_table(document)
+
+
+def test_other_reports_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="evaluate again"):
+        read_report(b'{"schema_version": 1}')
+    with pytest.raises(InvalidRequest, match="explain the version again"):
+        read_explanations(b"[]")
