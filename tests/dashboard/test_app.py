@@ -8,10 +8,12 @@ import pytest
 from medloop_dashboard.wording import NOT_A_DEVICE
 from streamlit.testing.v1 import AppTest
 
+from .fakes import Fakes
+
 APP = Path(medloop_dashboard.__file__).with_name("app.py")
 
 
-def test_opens_with_predict_and_says_that_it_is_no_medical_device(fakes: Any, page: Any) -> None:
+def test_opens_with_predict_and_says_that_it_is_no_medical_device(fakes: Fakes, page: Any) -> None:
     app = AppTest.from_file(str(APP), default_timeout=60).run()
     assert not app.exception
     assert app.title[0].value == "Predict"

@@ -4,20 +4,21 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from medloop.errors import NotFound, TrackingUnavailable
 from medloop.registry import Registry
 from medloop_dashboard import runs
 
+from .studio import Studio
+
 
 @pytest.fixture
-def registry(studio: Any) -> Registry:
+def registry(studio: Studio) -> Registry:
     return Registry(studio.tracking_uri)
 
 
-def test_versions_come_newest_first_with_their_metrics(registry: Registry, studio: Any) -> None:
+def test_versions_come_newest_first_with_their_metrics(registry: Registry, studio: Studio) -> None:
     rows = runs.version_rows(registry, "tiny")
     assert [(row.version, row.aliases) for row in rows] == [
         ("3", ("challenger",)),
@@ -29,7 +30,7 @@ def test_versions_come_newest_first_with_their_metrics(registry: Registry, studi
     assert rows[1].metrics == {}
 
 
-def test_a_version_outlives_its_run(studio: Any, tmp_path: Path) -> None:
+def test_a_version_outlives_its_run(studio: Studio, tmp_path: Path) -> None:
     copy = tmp_path / "mlflow.sqlite"
     shutil.copy(studio.database, copy)
     first, _, third = (version.run_id for version in studio.versions)
@@ -42,7 +43,7 @@ def test_a_version_outlives_its_run(studio: Any, tmp_path: Path) -> None:
         runs.run_detail(registry, first)
 
 
-def test_only_metrics_with_a_history_are_curves(registry: Registry, studio: Any) -> None:
+def test_only_metrics_with_a_history_are_curves(registry: Registry, studio: Studio) -> None:
     detail = runs.run_detail(registry, studio.versions[2].run_id)
     assert detail.curves == {
         "train_loss": [(0, 0.9), (1, 0.5), (2, 0.2)],
@@ -54,7 +55,7 @@ def test_only_metrics_with_a_history_are_curves(registry: Registry, studio: Any)
     assert detail.status == "FINISHED"
 
 
-def test_files_of_all_folders_are_listed_and_read(registry: Registry, studio: Any) -> None:
+def test_files_of_all_folders_are_listed_and_read(registry: Registry, studio: Studio) -> None:
     run_id = studio.versions[2].run_id
     found = {file.path: file.size for file in runs.artifact_files(registry, run_id)}
     assert {"bundle/model.onnx", "bundle/bundle.json", "evaluation/test/misclassified/00_dark_as_bright.png"} <= set(
@@ -64,7 +65,7 @@ def test_files_of_all_folders_are_listed_and_read(registry: Registry, studio: An
         assert len(runs.read_artifact(registry, run_id, path)) == found[path]
 
 
-def test_what_is_missing_or_out_of_reach(registry: Registry, studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_or_out_of_reach(registry: Registry, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound):
         runs.version_rows(registry, "unknown")
     with pytest.raises(NotFound):

@@ -8,6 +8,9 @@ import pytest
 from medloop.schemas import RefusedVersion
 from streamlit.testing.v1 import AppTest
 
+from ..fakes import HOSTILE, Fakes
+from ..studio import Studio
+
 Page = Callable[[str], AppTest]
 Texts = Callable[[AppTest], str]
 
@@ -16,9 +19,7 @@ def button(app: AppTest, label: str) -> Any:
     return next(found for found in app.button if found.label == label)
 
 
-def test_shows_versions_served_model_and_timeline(
-    page: Page, fakes: Any, studio: Any, texts: Texts, hostile: str
-) -> None:
+def test_shows_versions_served_model_and_timeline(page: Page, fakes: Fakes, studio: Studio, texts: Texts) -> None:
     fakes.served = fakes.served.model_copy(
         update={"refused": [RefusedVersion(version="9", reason="it is not approved", at=datetime.now(UTC))]}
     )
@@ -33,10 +34,10 @@ def test_shows_versions_served_model_and_timeline(
     assert "not approved" in app.warning[0].value
     timeline = app.dataframe[1].value
     assert timeline["Who"].tolist() == ["Ada", "bootstrap"]
-    assert timeline["Reason"][0] == hostile
+    assert timeline["Reason"][0] == HOSTILE
 
 
-def test_approving_takes_gate_name_and_confirmation(page: Page, fakes: Any, studio: Any) -> None:
+def test_approving_takes_gate_name_and_confirmation(page: Page, fakes: Fakes, studio: Studio) -> None:
     app = page("models").run()
     assert app.selectbox(key="approve-version").value == "3", "the challenger is offered first"
     assert button(app, "Approve version 3").disabled
@@ -52,7 +53,7 @@ def test_approving_takes_gate_name_and_confirmation(page: Page, fakes: Any, stud
     assert not app.success
 
 
-def test_a_failed_gate_needs_a_reason(page: Page, fakes: Any, studio: Any) -> None:
+def test_a_failed_gate_needs_a_reason(page: Page, fakes: Fakes, studio: Studio) -> None:
     fakes.outcome = "fail"
     app = page("models").run()
     button(app, "Compare with the champion").click().run()
@@ -65,7 +66,7 @@ def test_a_failed_gate_needs_a_reason(page: Page, fakes: Any, studio: Any) -> No
     assert fakes.approvals[0].override == "New scanner; the old one is gone"
 
 
-def test_a_refused_approval_is_not_claimed(page: Page, fakes: Any, studio: Any) -> None:
+def test_a_refused_approval_is_not_claimed(page: Page, fakes: Fakes, studio: Studio) -> None:
     app = page("models").run()
     button(app, "Compare with the champion").click().run()
     app.text_input(key="approver").input("Grace").run()
@@ -77,7 +78,7 @@ def test_a_refused_approval_is_not_claimed(page: Page, fakes: Any, studio: Any) 
     assert not fakes.approvals
 
 
-def test_rolling_back_takes_name_reason_and_confirmation(page: Page, fakes: Any, studio: Any) -> None:
+def test_rolling_back_takes_name_reason_and_confirmation(page: Page, fakes: Fakes, studio: Studio) -> None:
     app = page("models").run()
     assert button(app, "Roll back to version 1").disabled
     app.text_input(key="rollback-approver").input("Grace").run()
@@ -90,13 +91,13 @@ def test_rolling_back_takes_name_reason_and_confirmation(page: Page, fakes: Any,
     assert "Rolled back to version 1" in app.success[0].proto.title
 
 
-def test_without_a_model_it_says_what_to_do(page: Page, fakes: Any, tracking_uri: str) -> None:
+def test_without_a_model_it_says_what_to_do(page: Page, fakes: Fakes, tracking_uri: str) -> None:
     app = page("models").run()
     assert not app.exception
     assert "medloop train" in app.info[0].value
 
 
-def test_without_mlflow_it_says_what_to_do(page: Page, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_it_says_what_to_do(page: Page, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     app = page("models").run()

@@ -1,7 +1,6 @@
 """The page that asks, explains and corrects."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +8,10 @@ from medloop.errors import StorageUnavailable
 from medloop.schemas import ServedModel
 from medloop.testing import free_port
 from medloop.vision.encode import encode_png
+from medloop_dashboard.screens import elements
 from streamlit.testing.v1 import AppTest
+
+from ..fakes import HOSTILE, Fakes
 
 Page = Callable[[str], AppTest]
 Texts = Callable[[AppTest], str]
@@ -31,7 +33,7 @@ def save(app: AppTest, *, label: str | None, author: str, comment: str = "") -> 
     return next(button for button in app.button if button.label == "Save correction").click().run()
 
 
-def test_one_image_gets_answer_and_explanations(page: Page, fakes: Any, texts: Texts) -> None:
+def test_one_image_gets_answer_and_explanations(page: Page, fakes: Fakes, texts: Texts) -> None:
     app = upload(page("predict").run(), ("a.png", BRIGHT))
     said = texts(app)
     assert not app.error
@@ -46,18 +48,18 @@ def test_one_image_gets_answer_and_explanations(page: Page, fakes: Any, texts: T
     assert "SHAP" in said
 
 
-def test_an_undecided_answer_is_told_in_words(page: Page, fakes: Any, texts: Texts) -> None:
+def test_an_undecided_answer_is_told_in_words(page: Page, fakes: Fakes, texts: Texts) -> None:
     assert "no class can be ruled out" in texts(upload(page("predict").run(), ("a.png", GREY)))
 
 
-def test_a_rerun_asks_nothing_again(page: Page, fakes: Any) -> None:
+def test_a_rerun_asks_nothing_again(page: Page, fakes: Fakes) -> None:
     app = upload(page("predict").run(), ("a.png", BRIGHT), ("b.png", GREY))
     app.run().run()
     assert len(fakes.predicted) == 2
     assert len(fakes.explained) == 1
 
 
-def test_a_broken_image_is_refused_alone(page: Page, fakes: Any, texts: Texts) -> None:
+def test_a_broken_image_is_refused_alone(page: Page, fakes: Fakes, texts: Texts) -> None:
     app = upload(page("predict").run(), ("a.png", BRIGHT), ("broken.png", BRIGHT[:60]))
     assert not app.exception
     table = app.dataframe[0].value
@@ -68,10 +70,10 @@ def test_a_broken_image_is_refused_alone(page: Page, fakes: Any, texts: Texts) -
     assert len(app.image) == 0
 
 
-def test_a_correction_is_stored_once_and_shown(page: Page, fakes: Any, hostile: str) -> None:
-    app = save(upload(page("predict").run(), ("a.png", BRIGHT)), label="dark", author=" Ada ", comment=hostile)
+def test_a_correction_is_stored_once_and_shown(page: Page, fakes: Fakes) -> None:
+    app = save(upload(page("predict").run(), ("a.png", BRIGHT)), label="dark", author=" Ada ", comment=HOSTILE)
     stored = fakes.corrections[0]
-    assert (stored.label, stored.author, stored.comment) == ("dark", "Ada", hostile)
+    assert (stored.label, stored.author, stored.comment) == ("dark", "Ada", HOSTILE)
     assert stored.id in app.success[0].value.replace("\\", "")
     assert "pending" in app.success[0].value
     app.run()
@@ -79,13 +81,13 @@ def test_a_correction_is_stored_once_and_shown(page: Page, fakes: Any, hostile: 
 
 
 @pytest.mark.parametrize(("label", "author"), [(None, "Ada"), ("dark", "  ")])
-def test_a_correction_needs_label_and_name(page: Page, fakes: Any, label: str | None, author: str) -> None:
+def test_a_correction_needs_label_and_name(page: Page, fakes: Fakes, label: str | None, author: str) -> None:
     app = save(upload(page("predict").run(), ("a.png", BRIGHT)), label=label, author=author)
     assert "Choose the right label" in app.error[0].value
     assert not fakes.corrections
 
 
-def test_a_correction_that_was_not_stored_is_not_claimed(page: Page, fakes: Any) -> None:
+def test_a_correction_that_was_not_stored_is_not_claimed(page: Page, fakes: Fakes) -> None:
     app = upload(page("predict").run(), ("a.png", BRIGHT))
     fakes.refuse = StorageUnavailable("The object store does not answer.")
     app = save(app, label="dark", author="Ada")
@@ -98,7 +100,7 @@ def test_a_correction_that_was_not_stored_is_not_claimed(page: Page, fakes: Any)
 
 
 def test_without_the_explainer_the_answer_stands(
-    page: Page, fakes: Any, texts: Texts, monkeypatch: pytest.MonkeyPatch
+    page: Page, fakes: Fakes, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MEDLOOP_EXPLAINER_URL", address)
@@ -109,7 +111,7 @@ def test_without_the_explainer_the_answer_stands(
 
 
 def test_without_inference_the_page_says_so_and_asks_again_on_demand(
-    page: Page, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    page: Page, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDLOOP_INFERENCE_URL", f"http://127.0.0.1:{free_port()}")
     app = upload(page("predict").run(), ("a.png", BRIGHT))
@@ -117,8 +119,6 @@ def test_without_inference_the_page_says_so_and_asks_again_on_demand(
     assert [error.proto.title for error in app.error] == ["Inference cannot be asked", "No answer for this image"]
     fakes.refuse = None
     monkeypatch.setenv("MEDLOOP_INFERENCE_URL", fakes.url)
-    from medloop_dashboard.screens import elements
-
     elements.connections.clear()
     app.run()
     assert len(app.error) == 1, "an error, too, is not asked about again by itself"
@@ -126,14 +126,14 @@ def test_without_inference_the_page_says_so_and_asks_again_on_demand(
     assert not app.error
 
 
-def test_says_when_nothing_is_approved_and_what_is_degraded(page: Page, fakes: Any, texts: Texts) -> None:
+def test_says_when_nothing_is_approved_and_what_is_degraded(page: Page, fakes: Fakes, texts: Texts) -> None:
     fakes.served = ServedModel(model=None, degraded={"tracking": "MLflow does not answer."})
     said = texts(page("predict").run())
     assert "Nothing is approved to answer yet" in said
     assert "MLflow does not answer" in said
 
 
-def test_names_are_shown_as_text_only(page: Page, fakes: Any, hostile: str) -> None:
-    app = upload(page("predict").run(), (hostile, BRIGHT))
-    assert hostile in [element.value for element in app.text]
-    assert not any(hostile in element.value for element in app.markdown)
+def test_names_are_shown_as_text_only(page: Page, fakes: Fakes) -> None:
+    app = upload(page("predict").run(), (HOSTILE, BRIGHT))
+    assert HOSTILE in [element.value for element in app.text]
+    assert not any(HOSTILE in element.value for element in app.markdown)

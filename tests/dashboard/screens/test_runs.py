@@ -1,17 +1,19 @@
 """The page of a model's runs: every tab has content for a run that went through the whole loop."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+
+from ..fakes import Fakes
+from ..studio import Studio
 
 Page = Callable[[str], AppTest]
 Texts = Callable[[AppTest], str]
 
 
 @pytest.fixture
-def opened(page: Page, studio: Any) -> Callable[[str], AppTest]:
+def opened(page: Page, studio: Studio) -> Callable[[str], AppTest]:
     """The page with one of its tabs open."""
 
     def make(tab: str) -> AppTest:
@@ -26,14 +28,14 @@ def charts(app: AppTest) -> int:
     return len(app.get("arrow_vega_lite_chart")) + len(app.get("vega_lite_chart"))
 
 
-def test_lists_versions_with_their_main_metrics(opened: Callable[[str], AppTest], fakes: Any) -> None:
+def test_lists_versions_with_their_main_metrics(opened: Callable[[str], AppTest], fakes: Fakes) -> None:
     table = opened("Metrics").dataframe[0].value
     assert table["Version"].tolist() == [3, 2, 1]
     assert table["Test accuracy"].tolist() == ["87.50 %", "not evaluated", "not evaluated"]
     assert table["Test AUC"][0] == "0.9375"
 
 
-def test_metrics(opened: Callable[[str], AppTest], fakes: Any) -> None:
+def test_metrics(opened: Callable[[str], AppTest], fakes: Fakes) -> None:
     app = opened("Metrics")
     assert not app.exception
     assert not app.error
@@ -44,7 +46,7 @@ def test_metrics(opened: Callable[[str], AppTest], fakes: Any) -> None:
     assert charts(app) == 2, "one of the loss, one of the accuracy"
 
 
-def test_artifacts(opened: Callable[[str], AppTest], fakes: Any) -> None:
+def test_artifacts(opened: Callable[[str], AppTest], fakes: Fakes) -> None:
     app = opened("Artifacts")
     assert not app.exception
     paths = app.dataframe[1].value["File"].str.strip().tolist()
@@ -59,7 +61,7 @@ def test_artifacts(opened: Callable[[str], AppTest], fakes: Any) -> None:
     assert not app.exception
 
 
-def test_evaluation(opened: Callable[[str], AppTest], fakes: Any, texts: Texts) -> None:
+def test_evaluation(opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts) -> None:
     app = opened("Evaluation")
     assert not app.exception
     assert not app.error
@@ -72,7 +74,7 @@ def test_evaluation(opened: Callable[[str], AppTest], fakes: Any, texts: Texts) 
     assert len(app.image) == 1
 
 
-def test_explanations(opened: Callable[[str], AppTest], fakes: Any, texts: Texts) -> None:
+def test_explanations(opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts) -> None:
     app = opened("Explanations")
     assert not app.exception
     assert not app.error
@@ -82,7 +84,7 @@ def test_explanations(opened: Callable[[str], AppTest], fakes: Any, texts: Texts
     assert len(app.image) == 3, "the image and two overlays"
 
 
-def test_visualizations(opened: Callable[[str], AppTest], fakes: Any, texts: Texts) -> None:
+def test_visualizations(opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts) -> None:
     app = opened("Visualizations")
     assert not app.exception
     assert not app.error
@@ -96,7 +98,7 @@ def test_visualizations(opened: Callable[[str], AppTest], fakes: Any, texts: Tex
     ("tab", "hint"), [("Evaluation", "medloop evaluate"), ("Explanations", "medloop explain"), ("Metrics", None)]
 )
 def test_a_run_that_was_only_trained(
-    opened: Callable[[str], AppTest], fakes: Any, texts: Texts, tab: str, hint: str | None
+    opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts, tab: str, hint: str | None
 ) -> None:
     app = opened(tab)
     app.selectbox(key="version").select("1").run()
@@ -106,5 +108,5 @@ def test_a_run_that_was_only_trained(
         assert hint in texts(app)
 
 
-def test_only_the_open_tab_is_read(opened: Callable[[str], AppTest], fakes: Any, texts: Texts) -> None:
+def test_only_the_open_tab_is_read(opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts) -> None:
     assert "Reliability" not in texts(opened("Metrics"))
