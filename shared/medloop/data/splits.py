@@ -99,7 +99,7 @@ class _Seen:
             self._groups[group].add(split)
 
     def of_pixels(self, item: SplitItem, targets: Mapping[Split, float]) -> Split | None:
-        """Where equal pixels stand: as given they may do so twice, and what the item's own split can become is first."""
+        """Where equal pixels stand: perhaps in two splits, then what the item's own split can become is first."""
         splits = self._pixels.get(item.pixel_hash, set())
         return _strongest(splits if item.given is None else splits & targets.keys()) or _strongest(splits)
 
