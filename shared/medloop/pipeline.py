@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from medloop.clients import EvaluatorClient, ExplainerClient, InferenceClient
+from medloop.data.parallel import ProgressFn
 from medloop.errors import Conflict, MedLoopError, TrainingFailed, Unavailable
 from medloop.registry import CHALLENGER, CHAMPION, Registry
 from medloop.schemas import ExplanationCreate, new_id
 from medloop.storage.records import RecordStore
-
-Progress = Callable[[str, int, int], None]
-"""Called with a step's name, how much is done, and how much there is."""
 
 EXPLAINED_IMAGES = 6
 """How many test images the pipeline has explained: enough to look at, and a few seconds on two cores."""
@@ -95,7 +93,7 @@ class Pipeline:
         addresses: Mapping[str, str],
         training: Training,
         environment: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressFn | None = None,
     ) -> None:
         self.records = records
         self.registry = registry

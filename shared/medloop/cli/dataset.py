@@ -5,10 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from medloop.cli.context import Context
-from medloop.cli.output import Json, ProgressFn, progress_bars, results, show, table
+from medloop.cli.output import Json, progress_bars, results, show, table
 from medloop.data.build import BuiltDataset, build_dataset
 from medloop.data.leaks import LeakReport, load_leaks
 from medloop.data.manifest import SPLITS, Manifest, latest_version, load_manifest
+from medloop.data.parallel import ProgressFn
 from medloop.data.sources import Source, open_source
 from medloop.errors import NotFound
 
@@ -72,8 +73,8 @@ def check_command(
         leaks = leaks if leaks.distance == distance else _recheck(context, manifest, distance, progress)
     show(leaks.to_document(), as_json, f"exact: {leaks.exact}, near (within {leaks.distance} of 64 bits): {leaks.near}")
     if not as_json and leaks.near:
-        rows = [tuple(row) for row in leaks.table()]
-        results.print(table("Images that stand in more than one split", ["what", "images"], rows))
+        columns = ["what", "exact", f"within {leaks.distance} bits"]
+        results.print(table("Images that stand in more than one split", columns, list(leaks.table())))
 
 
 def resolve(context: Context, dataset: str) -> str:

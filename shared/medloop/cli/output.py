@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from medloop.data.parallel import ProgressFn
 from medloop.errors import InvalidDataset, MedLoopError
 
 WRONG_USAGE = 2
@@ -21,8 +22,6 @@ console = Console(stderr=True, highlight=False)
 results = Console(highlight=False, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-
-ProgressFn = Callable[[str, int, int], None]
 
 
 def run(app: typer.Typer) -> int:
