@@ -3,7 +3,7 @@
 import pytest
 import torch
 from medloop_explainer.network import baseline
-from medloop_explainer.quality import completeness_gap, deletion, random_deletion
+from medloop_explainer.quality import completeness_gap, deletion, patch_means, random_deletion
 
 
 def corner(pixels: torch.Tensor) -> torch.Tensor:
@@ -43,6 +43,17 @@ def test_random_deletion_repeats_with_its_seed(bright: torch.Tensor) -> None:
 def test_every_side_is_cut_into_patches(side: int) -> None:
     image = torch.full((1, side, side), 255.0)
     assert 0 < deletion(Corner(), image, 1, torch.rand(side, side)) < 1
+
+
+@pytest.mark.parametrize("side", [8, 28, 64])
+def test_patches_keep_the_mean_of_what_they_cover(side: int) -> None:
+    values = torch.zeros(side, side)
+    values[:4, :4] = 5.0
+    means = patch_means(values)
+    assert means.shape == (min(side, 16),) * 2
+    assert float(means[0, 0]) == 5.0
+    assert float(means[-1, -1]) == 0.0
+    assert float(patch_means(torch.full((side, side), 0.3))[2, 5]) == pytest.approx(0.3)
 
 
 def test_completeness_gap_is_what_is_missing() -> None:

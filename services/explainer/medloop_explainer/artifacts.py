@@ -60,7 +60,7 @@ class ExplainedSet:
         attributions = []
         for reason in reasons:
             name = f"{stem}_{SUFFIX[reason.method]}.png"
-            self.pictures[name] = overlay(pixels, reason.values)
+            self.pictures[name] = overlay(pixels, reason.patches)
             self.values[reason.method].append(reason.values)
             attributions.append(ExplainedBy(method=reason.method, overlay=name, quality=reason.quality))
         self.images.append(

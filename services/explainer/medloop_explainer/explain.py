@@ -52,7 +52,7 @@ class Explainer:
             attributions=[
                 Attribution(
                     method=reason.method,
-                    overlay=base64.b64encode(overlay(pixels, reason.values)).decode(),
+                    overlay=base64.b64encode(overlay(pixels, reason.patches)).decode(),
                     values=np.round(reason.values.astype(np.float64), _DECIMALS).tolist(),
                     quality=reason.quality,
                 )

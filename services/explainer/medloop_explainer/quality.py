@@ -31,12 +31,17 @@ def completeness_gap(values: Tensor, difference: float) -> float:
 
 def deletion(network: Network, image: Tensor, target: int, values: Tensor) -> float:
     """Area under the deletion curve of `image` float32 [C, S, S] by `values` [S, S]."""
-    patches = _patches(image.shape[-1])
-    count = int(patches.max()) + 1
-    total = torch.zeros(count, dtype=torch.float64).index_add_(0, patches.flatten(), values.double().flatten())
-    size = torch.bincount(patches.flatten(), minlength=count)
-    order = torch.argsort(total / size, descending=True, stable=True)
-    return _area(network, image, target, patches, order)
+    order = torch.argsort(patch_means(values).flatten(), descending=True, stable=True)
+    return _area(network, image, target, _patches(image.shape[-1]), order)
+
+
+def patch_means(values: Tensor) -> Tensor:
+    """The mean attribution of each patch, float64 [grid, grid], of `values` [S, S]."""
+    patches = _patches(values.shape[-1]).flatten()
+    size = torch.bincount(patches)
+    total = torch.zeros(len(size), dtype=torch.float64).index_add_(0, patches, values.double().flatten())
+    grid = min(_GRID, values.shape[-1])
+    return (total / size).reshape(grid, grid)
 
 
 def random_deletion(network: Network, image: Tensor, target: int, seed: int = 0) -> float:

@@ -12,15 +12,18 @@ from medloop_explainer import expected_gradients, integrated_gradients
 from medloop_explainer.methods import Method
 from medloop_explainer.models import Model, to_tensor
 from medloop_explainer.network import baseline, probability
-from medloop_explainer.quality import completeness_gap, deletion, random_deletion
+from medloop_explainer.quality import completeness_gap, deletion, patch_means, random_deletion
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """`values` float32 [S, S]: attribution in probability, summed over channels."""
+    """`values` float32 [S, S]: attribution in probability, summed over channels; `patches` [16, 16]: its means over the
+    patches that quality is measured on. People are shown these: single pixels flicker with the network's strides, and
+    would look like more detail than was judged."""
 
     method: Method
     values: NDArray[np.float32]
+    patches: NDArray[np.float64]
     quality: dict[str, float]
 
 
@@ -62,4 +65,4 @@ def _reason(model: Model, image: Tensor, target: int, method: Method, by_chance:
     }
     if method == "shap":
         quality["background_images"] = float(len(model.background))
-    return Reason(method, values.numpy(), quality)
+    return Reason(method, values.numpy(), patch_means(values).numpy(), quality)
