@@ -66,7 +66,8 @@ def translated(tracking_uri: str, subject: str = "It") -> Iterator[None]:
     try:
         yield
     except RestException as exc:
-        if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
+        # An alias that points nowhere is an invalid parameter to MLflow, in its server as in its SQL store.
+        if exc.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise NotFound(f"{subject} is not in MLflow at {mask_url(tracking_uri)}.") from exc
         raise TrackingUnavailable(f"MLflow at {mask_url(tracking_uri)} refused: {exc.message}") from exc
     except MlflowException as exc:
