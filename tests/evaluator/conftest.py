@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from medloop.data.manifest import SPLITS, Manifest, Row
+from medloop.data.leaks import LeakReport
+from medloop.data.manifest import SPLITS, Manifest, Row, dataset_key
 from medloop.registry import CHALLENGER, Registry, Version
 from medloop.storage.objects import ObjectStore
 from medloop.testing import TINY_CLASSES, asgi_client, register_bundle, tiny_bundle
@@ -44,6 +45,15 @@ def squares(objects: ObjectStore, *, grouped: bool = False, seed: int = 0) -> Ma
 @pytest.fixture
 def dataset(objects: ObjectStore) -> Manifest:
     return squares(objects)
+
+
+@pytest.fixture
+def newer_dataset(objects: ObjectStore, dataset: Manifest) -> Manifest:
+    """Another version of the lineage: other images, which come in groups of eight, and a leak report."""
+    manifest = squares(objects, grouped=True, seed=1)
+    leaks = LeakReport(distance=2, images=len(manifest.rows), exact=1, near=3, by_split={}, by_class={}, examples=())
+    objects.put(dataset_key(manifest.id, "leaks.json"), leaks.to_json().encode())
+    return manifest
 
 
 @pytest.fixture

@@ -206,6 +206,28 @@ async def test_an_equal_challenger_passes(client: httpx.AsyncClient, register: R
     assert (await approve(client, "2")).status_code == 201
 
 
+async def test_champion_and_challenger_meet_on_the_challengers_data(
+    client: httpx.AsyncClient, register: RegisterVersion, dataset: Manifest, newer_dataset: Manifest
+) -> None:
+    register()
+    await approve(client, "1")
+    register(bias=3.0, dataset_id=newer_dataset.id)
+    decision = (await client.post("/gate", json={"model": MODEL, "version": "2"})).json()
+    assert decision["dataset_id"] == newer_dataset.id != dataset.id
+    assert decision["figures"]["images"] == TEST_IMAGES
+    assert decision["figures"]["champion_accuracy"] > decision["figures"]["challenger_accuracy"]
+
+
+async def test_groups_and_leaks_reach_the_report(
+    client: httpx.AsyncClient, register: RegisterVersion, newer_dataset: Manifest
+) -> None:
+    register(dataset_id=newer_dataset.id)
+    assert (await evaluate(client, "1"))["status"] == "succeeded"
+    report = EvaluationReport.model_validate((await client.get(f"/reports/{MODEL}/1")).json())
+    assert {figure.method for figure in report.metrics.values()} == {"cluster-bootstrap"}
+    assert report.leaks == {"exact": 1, "near": 3, "distance": 2}
+
+
 async def test_rollback_swaps_champion_and_previous(
     client: httpx.AsyncClient, register: RegisterVersion, registry: Registry, home: Path
 ) -> None:
