@@ -1,0 +1,1 @@
+"""The trainer: turns a data set version into a registered model version."""

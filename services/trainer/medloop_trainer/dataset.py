@@ -1,0 +1,77 @@
+"""From a data set version to what the loop eats: which preparation fits, which images may be learnt from."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from medloop.data.cache import Cache
+from medloop.data.leaks import leaked_train_rows
+from medloop.data.manifest import Manifest
+from medloop.errors import InvalidDataset
+from medloop.storage.objects import ObjectStore
+from medloop.vision.decode import decode
+from medloop.vision.prepare import PreparationSpec
+from numpy.typing import NDArray
+
+from medloop_trainer.recipe import Options
+
+_LOOKED_AT = 48  # images; colour and size are the same throughout almost every data set
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Whether any image looked at has colour, and the longest side of them, px."""
+
+    colour: bool
+    largest_side: int
+
+    def spec(self, options: Options) -> PreparationSpec:
+        return PreparationSpec(mode="RGB" if self.colour else "L", size=options.choose_size(self.largest_side))
+
+
+def look_at(manifest: Manifest, objects: ObjectStore) -> Looks:
+    """Decode some training images, evenly spread over the rows (which are ordered by hash, so this is a random draw
+    that is the same every time)."""
+    rows = manifest.of("train")
+    colour, side = False, 1
+    for place in np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int)):
+        pixels = decode(objects.get(rows[place].location)).pixels
+        colour = colour or _has_colour(pixels)
+        side = max(side, *pixels.shape[:2])
+    return Looks(colour, side)
+
+
+def _has_colour(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
+    return pixels.shape[2] >= 3 and not (pixels[..., :1] == pixels[..., 1:3]).all()
+
+
+def clean_train_rows(manifest: Manifest) -> tuple[NDArray[np.int64], int]:
+    """The rows to train on, and how many were left out since their pixels also stand in another split.
+
+    Raises InvalidDataset when a class has no image left to learn from, or there is none to choose the epoch by.
+    """
+    leaked = leaked_train_rows(manifest)
+    train = [i for i, row in enumerate(manifest.rows) if row.split == "train"]
+    kept = np.setdiff1d(np.array(train, dtype=np.int64), leaked)
+    counts = Counter(manifest.rows[i].label for i in kept.tolist())
+    missing = [name for name in manifest.classes if not counts[name]]
+    if missing:
+        raise InvalidDataset(
+            f"There is no training image of {', '.join(missing)} (copies of images in other splits do not count); "
+            "add images of it or leave the class out."
+        )
+    if not manifest.of("val"):
+        raise InvalidDataset("There is no validation image to choose the epoch by; add images or a val split.")
+    return kept, len(leaked)
+
+
+def normalisation(cache: Cache, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the pixels of `rows`, in [0, 1]: one value a channel."""
+    sample = cache.images[rows[:: max(1, len(rows) // 2000)]].astype(np.float32) / 255
+    # A set of blank images must not divide by zero.
+    return sample.mean(axis=(0, 1, 2)).tolist(), np.maximum(sample.std(axis=(0, 1, 2)), 0.01).tolist()
+
+
+def hashes(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """uint8 [N, 32]: the SHA-256 of the stored bytes of `rows`."""
+    return np.array([list(bytes.fromhex(manifest.rows[i].byte_hash)) for i in rows.tolist()], dtype=np.uint8)

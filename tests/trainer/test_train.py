@@ -1,0 +1,169 @@
+"""The trainer as it is called: a process, a data set in objects, an MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medloop.bundle import Network, load_reference, read_bundle
+from medloop.data.build import build_dataset
+from medloop.data.cache import open_cache
+from medloop.data.manifest import Manifest, load_manifest
+from medloop.data.sources import phantom_source
+from medloop.errors import InvalidDataset, InvalidRequest, NotFound, TrackingUnavailable
+from medloop.nets import rebuild
+from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, TAG_OUTCOME, Registry
+from medloop.storage.objects import ObjectStore
+from medloop.testing import free_port
+from medloop_trainer.progress import bars
+from medloop_trainer.recipe import Options
+from medloop_trainer.train import TrainerSettings, TrainingResult, train
+
+COMMAND = [sys.executable, "-m", "medloop_trainer", "train", "--model", "phantoms"]
+
+
+@pytest.fixture
+def dataset(objects: ObjectStore) -> Manifest:
+    return build_dataset(phantom_source(per_class=20, size=32, seed=0), objects).manifest
+
+
+def run_in_process(dataset_id: str, model: str = "phantoms", **options: object) -> TrainingResult:
+    with bars(False) as hidden:
+        return train(TrainerSettings(), dataset_id, model, Options.checked(**options), hidden)
+
+
+def test_a_data_set_version_becomes_a_challenger(
+    dataset: Manifest, registry: Registry, home: Path, objects: ObjectStore, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--dataset-id", dataset.id, "--epochs", "2", "--result", str(tmp_path / "result.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = TrainingResult.model_validate_json(done.stdout.splitlines()[-1])
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(done.stdout.splitlines()[-1])
+    assert result.seconds.keys() == {"cache", "train", "export", "register"}
+    assert (result.epochs, result.dataset_id, result.version) == (2, dataset.id, "1")
+    assert not list((home / "training").iterdir()), "what is registered needs no second copy"
+
+    version = registry.at_alias("phantoms", CHALLENGER)
+    assert version is not None
+    assert version.tags == {TAG_DIGEST: result.bundle_digest, TAG_DATASET: dataset.id}
+    bundle = read_bundle(registry.download_bundle(version, tmp_path / "downloaded"))
+    assert bundle.digest == result.bundle_digest
+    check_bundle(bundle.folder, dataset, home, objects)
+    check_run(registry, result)
+
+
+def check_bundle(folder: Path, dataset: Manifest, home: Path, objects: ObjectStore) -> None:
+    bundle = read_bundle(folder)
+    network = Network(bundle, threads=1)
+    assert network.check_golden() <= 1e-4
+    card, train_rows = bundle.card, dataset.of("train")
+    assert (card.classes, card.preparation.mode, card.preparation.size) == (dataset.classes, "L", 32)
+    assert card.conformal.images == len(dataset.of("calibration"))
+    reference = load_reference(bundle)
+    assert {bytes(value).hex() for value in reference["hashes"]} == {row.byte_hash for row in train_rows}
+
+    for key in objects.list("images/"):
+        objects.delete(key)
+    cache = open_cache(dataset, card.preparation, objects, home / "cache")  # the trainer made it with this very spec
+    images = cache.images[cache.indices("test")]
+    np.testing.assert_allclose(network.run(images).probabilities, rebuild(bundle).run(images)[0], atol=1e-4)
+
+
+def check_run(registry: Registry, result: TrainingResult) -> None:
+    run = registry.client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["architecture"] == "small-resnet"
+    assert run.data.params["dataset_id"] == result.dataset_id
+    assert run.data.params["seed"] == "0"
+    assert len(registry.client.get_metric_history(result.run_id, "val_accuracy")) == 2
+    assert run.data.metrics["best_val_accuracy"] == pytest.approx(result.val.accuracy)
+    files = [file.path for file in registry.client.list_artifacts(result.run_id, "training")]
+    assert files == [f"training/{n}" for n in ("class_distribution.json", "curves.png", "leaks.json", "recipe.json")]
+
+
+def test_a_stopped_training_is_marked_as_stopped(dataset: Manifest, registry: Registry, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--dataset-id", dataset.id, "--epochs", "5000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        run_id = wait_for_first_epoch(registry, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert registry.client.get_run(run_id).info.status == "KILLED"
+    assert registry.state("phantoms") is None, "nothing half done is registered"
+
+
+def wait_for_first_epoch(registry: Registry, process: "subprocess.Popen[bytes]") -> str:
+    for _ in range(1200):
+        assert process.poll() is None, "the trainer ended before it was stopped"
+        experiment = registry.client.get_experiment_by_name("phantoms")
+        runs = registry.client.search_runs([experiment.experiment_id]) if experiment else []
+        if runs and "val_loss" in runs[0].data.metrics:
+            return str(runs[0].info.run_id)
+        time.sleep(0.1)
+    raise TimeoutError("no epoch was logged")
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_a_run_that_fails_says_why(dataset: Manifest, registry: Registry) -> None:
+    with pytest.raises(InvalidRequest, match=r"absent\.pth cannot be read"):
+        run_in_process(dataset.id, architecture="resnet18", pretrained="absent.pth")
+    experiment = registry.client.get_experiment_by_name("phantoms")
+    assert experiment is not None
+    [run] = registry.client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert "absent.pth cannot be read" in run.data.tags[TAG_OUTCOME]
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_a_version_is_trained_in_its_own_lineage_only(dataset: Manifest) -> None:
+    with pytest.raises(NotFound):
+        run_in_process(dataset.id, model="other")
+    with pytest.raises(NotFound):
+        run_in_process("0" * 64)
+    with pytest.raises(InvalidRequest, match="cannot name a model"):
+        run_in_process(dataset.id, model="No Name")
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_a_class_without_training_images_is_refused(dataset: Manifest, objects: ObjectStore) -> None:
+    moved = [
+        replace(row, split="test") if (row.label, row.split) == (dataset.classes[0], "train") else row
+        for row in dataset.rows
+    ]
+    broken = Manifest("phantoms", dataset.classes, tuple(moved), parent=dataset.id)
+    broken.save(objects)
+    assert load_manifest(objects, broken.id, name="phantoms").id == broken.id
+    with pytest.raises(InvalidDataset, match=f"no training image of {dataset.classes[0]}"):
+        run_in_process(broken.id)
+
+
+def test_without_mlflow_it_stops_before_the_work(
+    dataset: Manifest, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = subprocess.run([*COMMAND, "--dataset-id", dataset.id], capture_output=True, text=True, check=False)
+    assert done.returncode == TrackingUnavailable.exit_status, done.stderr
+    assert "MLflow does not answer at" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (home / "cache").exists()
