@@ -6,16 +6,19 @@
 import errno
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medloop.bundle import Bundle, read_bundle
-from medloop.errors import MedLoopError, NotFound, StorageFull, StorageUnavailable, TrackingUnavailable, UntrustedModel
+from medloop.errors import MedLoopError, NotFound, TrackingUnavailable, UntrustedModel
 from medloop.settings import mask_url
+from medloop.storage.disk import disk_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +38,11 @@ TAG_OUTCOME = "medloop.outcome"
 
 BUNDLE_PATH = "bundle"
 """Where the bundle lies among a run's artifacts."""
+
+
+_INCOMING = ".incoming-"
+_ABANDONED_S = 3600.0
+"""A download this old belongs to a process that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,51 +199,77 @@ class Registry:
             self.client.search_registered_models(max_results=1)
 
 
+class BundleCache:
+    """Bundles under `folder`, each in a folder named by its digest; several processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, digest: str) -> Bundle | None:
+        """The bundle if it is here and still what its digest says; one that is damaged is thrown away."""
+        folder = self._folder / digest
+        with disk_errors(self._folder):
+            if not folder.is_dir():
+                return None
+            try:
+                bundle = read_bundle(folder)
+                if bundle.digest == digest:
+                    return bundle
+                reason = "it is another bundle"
+            except UntrustedModel as exc:
+                reason = exc.detail
+            logger.warning("the cached bundle %s is damaged (%s); it will be downloaded again", digest[:12], reason)
+            with self._scratch() as scratch:
+                folder.rename(scratch / digest)
+        return None
+
+    def fetch(self, registry: Registry, version: Version, digest: str) -> Bundle:
+        """Download the bundle of a version, verify it and keep it.
+
+        Raises UntrustedModel for anything but the bundle with `digest`, NotFound, TrackingUnavailable, and
+        StorageFull or StorageUnavailable for this machine's disk.
+        """
+        with disk_errors(self._folder), self._scratch() as scratch:
+            bundle = read_bundle(registry.download_bundle(version, scratch / "download"))
+            if bundle.digest != digest:
+                raise UntrustedModel(
+                    f"The bundle that MLflow has for {version.model} version {version.version} is not the expected "
+                    f"one: its digest is {bundle.digest[:12]}…, not {digest[:12]}…. Train and register it again."
+                )
+            target = self._folder / digest
+            try:
+                bundle.folder.rename(target)
+            except OSError as exc:
+                # One that is here and whole stays: another process may be reading it.
+                if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if (kept := self.find(digest)) is not None:
+                    return kept
+                bundle.folder.rename(target)
+            return replace(bundle, folder=target)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder on the same file system, gone afterwards with what is left in it."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._folder.glob(f"{_INCOMING}*"):
+            if left.stat().st_mtime < time.time() - _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)  # another process may be removing it, too
+        path = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._folder))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+
 def fetch_bundle(registry: Registry, version: Version, folder: Path, *, fresh: bool = False) -> Bundle:
-    """The version's bundle with every hash verified; kept as `folder/<digest>`, so the next call only verifies it.
+    """The bundle that `version` was registered with, every hash verified; kept under `folder` for the next call.
 
     `fresh` downloads it although it is kept: what is about to be signed must be what lies in the registry now. Raises
-    UntrustedModel when it is not the bundle that was registered, NotFound, TrackingUnavailable, StorageFull.
+    as `BundleCache.fetch` does.
     """
-    kept = folder / version.tags.get(TAG_DIGEST, "unnamed")
-    if not fresh and (bundle := _kept(kept, version)):
-        return bundle
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder) as temporary:
-            new = _expect(read_bundle(registry.download_bundle(version, Path(temporary) / "new")), version)
-            # One that is kept and whole stays: another process may be reading it.
-            if bundle := _kept(kept, version):
-                return bundle
-            if kept.exists():
-                kept.rename(Path(temporary) / "damaged")
-            new.folder.rename(kept)
-            return Bundle(kept, new.card, new.digest)
-    except OSError as exc:
-        if exc.errno == errno.ENOSPC:
-            raise StorageFull(f"No space is left for the bundle under {folder}; free some.") from exc
-        if bundle := _kept(kept, version):  # another process was quicker
-            return bundle
-        raise StorageUnavailable(f"The bundle cannot be kept under {folder}: {exc}.") from exc
-
-
-def _kept(folder: Path, version: Version) -> Bundle | None:
-    if not folder.is_dir():
-        return None
-    try:
-        return _expect(read_bundle(folder), version)
-    except UntrustedModel as exc:
-        logger.warning("a kept bundle is not used: %s", exc.detail)
-        return None
-
-
-def _expect(bundle: Bundle, version: Version) -> Bundle:
-    if bundle.digest != version.tags.get(TAG_DIGEST):
-        raise UntrustedModel(
-            f"The bundle of {version.model} version {version.version} is not the one that was registered: "
-            "its digest differs from the version's tag. Train and register it again."
-        )
-    return bundle
+    cache, digest = BundleCache(folder), version.tags.get(TAG_DIGEST, "unnamed")
+    return (None if fresh else cache.find(digest)) or cache.fetch(registry, version, digest)
 
 
 def _version(found: "ModelVersion") -> Version:

@@ -183,7 +183,7 @@ def test_an_approval_of_another_bundle_is_refused(
     evaluator.approve(evaluator.register(first), second)
     watcher.poll_once()
     assert watcher.current is None
-    assert "is not the one that was approved" in reasons(watcher)["1"]
+    assert "is not the expected one" in reasons(watcher)["1"]
 
 
 def test_an_unreadable_approval_is_refused(
@@ -218,7 +218,7 @@ def test_one_changed_byte_in_the_artifact_store_is_refused(
     evaluator.approve(version, first)
     watcher.poll_once()
     assert watcher.current is None
-    assert name in reasons(watcher)[version] or "not the one that was approved" in reasons(watcher)[version]
+    assert name in reasons(watcher)[version] or "not the expected one" in reasons(watcher)[version]
     stored.write_bytes(intact)
     clock.now += RECHECK_SECONDS
     watcher.poll_once()

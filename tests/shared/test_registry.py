@@ -34,7 +34,7 @@ def test_a_fetched_bundle_is_kept_and_verified_each_time(registry: Registry, tmp
 def test_another_bundle_than_the_registered_one_is_not_fetched(registry: Registry, tmp_path: Path) -> None:
     register_bundle(registry, tiny_bundle(tmp_path / "made"))
     registry.set_tag("tiny", "1", TAG_DIGEST, "0" * 64)
-    with pytest.raises(UntrustedModel, match="not the one that was registered"):
+    with pytest.raises(UntrustedModel, match="not the expected one"):
         fetch_bundle(registry, registry.version("tiny", "1"), tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
 

@@ -16,12 +16,11 @@ import numpy as np
 from medloop.approvals import Verifier
 from medloop.bundle import Bundle, Network
 from medloop.errors import MedLoopError, NoModel, TrackingUnavailable, UntrustedModel
-from medloop.registry import CHAMPION, TAG_APPROVAL, Registry, State
+from medloop.registry import CHAMPION, TAG_APPROVAL, BundleCache, Registry, State
 from medloop.schemas import Approval, ModelRef, RefusedVersion, ServedModel, now
 from medloop.settings import HomeSettings
 from pydantic import ValidationError
 
-from medloop_inference.bundles import BundleCache
 from medloop_inference.last_served import LastServed
 
 logger = logging.getLogger(__name__)
@@ -190,12 +189,15 @@ class Watcher:
             served = replace(current, approval=approval)
         else:
             digest = approval.bundle_digest
-            bundle = self._bundles.find(digest) or self._bundles.fetch(self._registry, self.model, version, digest)
+            bundle = self._bundles.find(digest) or self._fetch(version, digest)
             served = load(bundle, approval, self._threads)
         # Kept before it answers: a replayed older approval must be noticed after a restart, too.
         self._last_served.write(approval)
         self._floor = approval.sequence
         self._swap(served)
+
+    def _fetch(self, version: str, digest: str) -> Bundle:
+        return self._bundles.fetch(self._registry, self._registry.version(self.model, version), digest)
 
     def _verify(self, approval: Approval, version: str) -> None:
         # Keys are read anew each time: the evaluator may have made its own after we started.

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from medloop.errors import UntrustedModel
 from medloop.schemas import Approval
+from medloop.storage.disk import disk_errors
 from pydantic import ValidationError
-
-from medloop_inference.disk import disk_errors
 
 
 class LastServed:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from medloop.errors import MedLoopError, StorageFull, StorageUnavailable
-from medloop_inference.disk import disk_errors
+from medloop.storage.disk import disk_errors
 
 
 @pytest.mark.parametrize(
