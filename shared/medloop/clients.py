@@ -126,12 +126,8 @@ class _JobClient(_Client):
                 raise Unavailable(f"Job {job.id} is still {job.status} after {timeout:.0f} s; ask for it again later.")
             time.sleep(interval)
             job = self.job(job.id)
-            if progress and job.progress:
-                progress(
-                    str(job.progress.get("step", job.type)),
-                    int(job.progress.get("done", 0)),
-                    int(job.progress.get("total", 0)),
-                )
+            if progress and job.progress.get("total"):
+                progress(str(job.progress["step"]), int(job.progress["done"]), int(job.progress["total"]))
         if job.status == "failed":
             raise error_from(job.problem or {})
         return job

@@ -17,14 +17,15 @@ from medloop.cli.dataset import build
 from medloop.cli.output import Json, console, progress_bars, results, show, table
 from medloop.clients import InferenceClient
 from medloop.data.build import BuiltDataset
-from medloop.data.sources import open_source
+from medloop.data.sources import PHANTOMS, open_source
 from medloop.errors import InvalidRequest, Unavailable
 from medloop.pipeline import Pipeline, Training, wait_until_served
 from medloop.registry import CHALLENGER, CHAMPION, Registry
 from medloop.schemas import Prediction
 from medloop.stack import Stack, environment, health, read_state, stop_running
 
-PHANTOMS = "phantoms"
+PHANTOM_EPOCHS = 8
+"""Enough for the synthetic set; more would only make the first look at MedLoop a longer wait."""
 START_SECONDS = 240.0
 
 
@@ -59,6 +60,7 @@ def demo(
     """Run the whole loop once, and stay up: train, evaluate, explain, approve, serve, look."""
     context = Context()
     source = open_source(data or PHANTOMS)
+    epochs = epochs or (0 if data else PHANTOM_EPOCHS)
     model = name or source.suggested_name
     _stop_on_sigterm()
     console.print(f"MedLoop keeps its state in {context.home}")
