@@ -39,12 +39,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(service: str, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send all logs of this process to `stream` (default standard error) as JSON lines."""
+    """Send this process's logs to `stream` (default standard error) as JSON lines: MedLoop's own and the server's from
+    `level` up, those of other libraries from WARNING up."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(service))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Other libraries' chatter is not ours to pass on (httpx logs every address, exporters every rewritten node).
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("medloop", f"medloop_{service}", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # httpx logs every request with its full address at INFO; clients' own errors say what matters.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
