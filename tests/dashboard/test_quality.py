@@ -5,11 +5,13 @@ from medloop_dashboard.quality import quality_lines
 
 def test_every_figure_is_told() -> None:
     figures = {"completeness_gap": 0.0123, "deletion": 0.3, "random_deletion": 0.6, "faithfulness": 0.3, "novel": 0.5}
-    completeness, faithfulness, other = quality_lines(figures)
+    figures["background_images"] = 32.0
+    completeness, faithfulness, background, other = quality_lines(figures)
     assert "1.23 %" in completeness
     assert "30.0 %" in faithfulness
     assert "60.0 %" in faithfulness
     assert "does matter" in faithfulness
+    assert background == "Measured against 32 training images."
     assert other == "Novel: 0.5000"
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 from medloop.errors import InvalidRequest
+from medloop.schemas import ClassReport, Estimate, EvaluationReport, ModelRef
 from medloop_dashboard.reports import (
+    class_table,
     evaluated_splits,
     mistake_pictures,
     read_explanations,
@@ -43,6 +45,31 @@ def test_reliability_counts_each_image_once_in_its_bin() -> None:
     assert table["images"].tolist() == [1, 2]
     assert table["confidence"].tolist() == pytest.approx([0.55, 0.995])
     assert table["accuracy"].tolist() == pytest.approx([1.0, 0.5])
+    assert ((table["low"] < table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+
+
+def report(method: str) -> EvaluationReport:
+    rows = [
+        ClassReport(label="a", support=4, precision=0.75, recall=0.75, f1=0.75, auc=0.9),
+        ClassReport(label="b", support=2, precision=0.5, recall=0.5, f1=0.5, auc=0.9),
+        ClassReport(label="absent", support=0, precision=0.0, recall=0.0, f1=0.0, auc=None),
+    ]
+    return EvaluationReport(
+        model=ModelRef(name="m", version="1", run_id="r", dataset_id="d", bundle_digest="b"),
+        split="test",
+        images=6,
+        classes=[row.label for row in rows],
+        metrics={"accuracy": Estimate(value=0.6, low=0.2, high=0.9, method=method)},
+        per_class=rows,
+        confusion=[[3, 1, 0], [1, 1, 0], [0, 0, 0]],
+        worst=[],
+    )
+
+
+def test_shares_by_class_have_intervals_where_images_are_independent() -> None:
+    table = class_table(report("wilson"))
+    assert table["Recall"].tolist() == ["75.0 % (30.1 % to 95.4 %)", "50.0 % (9.5 % to 90.5 %)", "not defined"]
+    assert class_table(report("cluster-bootstrap"))["Precision"].tolist() == ["75.0 %", "50.0 %", "not defined"]
 
 
 @pytest.mark.parametrize(

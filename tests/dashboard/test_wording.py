@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from medloop.schemas import Estimate, ModelRef, Prediction
-from medloop_dashboard.wording import figure, file_size, interval, listed, moment, percent, plain, ruled_out, timings
+from medloop_dashboard.wording import (
+    figure,
+    file_size,
+    interval,
+    listed,
+    logged,
+    moment,
+    percent,
+    plain,
+    ruled_out,
+    share_with_interval,
+    timings,
+    wilson,
+)
 
 
 @given(st.text())
@@ -78,3 +91,18 @@ def test_the_prediction_set_in_words() -> None:
 def test_timings() -> None:
     assert timings({"decode": 1.24, "network": 2.0, "total": 4.0}) == "4.0 ms (decode 1.2, network 2.0)"
     assert timings({"network": 2.0}) == "2.0 ms (network 2.0)"
+
+
+def test_wilson_agrees_with_its_published_example_and_stays_in_bounds() -> None:
+    # Newcombe 1998, table I: 81 of 263.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(44, 44)[1] == 1.0
+    assert share_with_interval(81, 263) == "30.8 % (25.5 % to 36.6 %)"
+
+
+def test_logged_metrics_come_with_their_interval_where_there_is_one() -> None:
+    metrics = {"test_auc": 0.9, "test_auc_low": 0.8, "test_auc_high": 0.95, "test_accuracy": 0.5}
+    assert logged(metrics, "test", "auc") == "0.9000 (0.8000 to 0.9500)"
+    assert logged(metrics, "test", "accuracy") == "50.00 %"
+    assert logged(metrics, "val", "auc") == "not evaluated"

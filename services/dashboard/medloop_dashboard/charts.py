@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-BLUE, GREY, INK = "#1f5f8b", "#b9c4ce", "#1c2733"
+BLUE, PALE, GREY, INK = "#1f5f8b", "#f1f5f9", "#b9c4ce", "#1c2733"
 PALETTE: Final = "tableau10"
 Drawing = alt.Chart | alt.LayerChart | alt.FacetChart
 
@@ -81,23 +81,23 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Drawin
         ]
     )
     names = list(classes)
-    axis = alt.Axis(labelLimit=_LABEL_PIXELS)
+    across = alt.Axis(labelAngle=-40, labelOverlap=False, labelLimit=_LABEL_PIXELS)
     base = alt.Chart(frame).encode(
-        x=alt.X("called:N", sort=names, title="Called", axis=alt.Axis(labelAngle=-40, labelLimit=_LABEL_PIXELS)),
-        y=alt.Y("true:N", sort=names, title="True class", axis=axis),
+        x=alt.X("called:N", sort=names, title="Called", axis=across),
+        y=alt.Y("true:N", sort=names, title="True class", axis=alt.Axis(labelLimit=_LABEL_PIXELS)),
         tooltip=["true:N", "called:N", "images:Q", alt.Tooltip("share:Q", format=".1%", title="share of true class")],
     )
     squares = base.mark_rect().encode(
-        color=alt.Color("share:Q", title="Share of row", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
+        color=alt.Color("share:Q", scale=alt.Scale(range=[PALE, BLUE], domain=[0, 1]), legend=None)
     )
     numbers = base.mark_text().encode(
         text="images:Q", color=alt.condition("datum.share > 0.55", alt.value("white"), alt.value(INK))
     )
-    return alt.layer(squares, numbers).properties(height=140 + 44 * len(names))
+    return alt.layer(squares, numbers).properties(height=200 + 40 * len(names))
 
 
 def reliability(frame: pd.DataFrame) -> Drawing:
-    """Accuracy against confidence, from columns `confidence`, `accuracy`, `images`; on the diagonal is calibrated."""
+    """Accuracy against confidence, from columns `confidence`, `accuracy`, `low`, `high`, `images`."""
     scale = alt.Scale(domain=[0, 1])
     diagonal = (
         alt.Chart(pd.DataFrame({"confidence": [0.0, 1.0], "accuracy": [0.0, 1.0]}))
@@ -118,8 +118,10 @@ def reliability(frame: pd.DataFrame) -> Drawing:
             ],
         )
     )
-    line = alt.Chart(frame).mark_line(color=BLUE, opacity=0.5).encode(x="confidence:Q", y="accuracy:Q")
-    return alt.layer(diagonal, line, points).properties(height=320)
+    intervals = (
+        alt.Chart(frame).mark_rule(color=BLUE, opacity=0.6).encode(x="confidence:Q", y="low:Q", y2=alt.Y2("high:Q"))
+    )
+    return alt.layer(diagonal, intervals, points).properties(height=320)
 
 
 def scatter(frame: pd.DataFrame, axes: tuple[str, str]) -> Drawing:

@@ -10,6 +10,7 @@ QUALITY_NAMES = {
     "deletion": "Deletion (lower is better)",
     "random_deletion": "Deletion in random order",
     "faithfulness": "Faithfulness (above 0: better than chance)",
+    "background_images": "Background images",
 }
 
 HOW_TO_READ = (
@@ -31,6 +32,8 @@ def quality_lines(quality: Mapping[str, float]) -> list[str]:
         named, at_random = known.pop("deletion"), known.pop("random_deletion")
         known.pop("faithfulness", None)
         lines.append(_faithfulness(named, at_random))
+    if "background_images" in known:
+        lines.append(f"Measured against {known.pop('background_images'):.0f} training images.")
     return lines + [f"{name.replace('_', ' ').capitalize()}: {value:.4f}" for name, value in known.items()]
 
 

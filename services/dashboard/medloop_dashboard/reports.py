@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from medloop_dashboard.quality import METHOD_NAMES, QUALITY_NAMES
 from medloop_dashboard.runs import ArtifactFile
-from medloop_dashboard.wording import METRIC_NAMES, figure, interval, percent
+from medloop_dashboard.wording import METRIC_NAMES, figure, interval, percent, share_with_interval, wilson
 
 FOLDER = "evaluation"
 EXPLANATIONS = "explanations"
@@ -57,19 +57,29 @@ def metric_table(report: EvaluationReport) -> pd.DataFrame:
 
 
 def class_table(report: EvaluationReport) -> pd.DataFrame:
+    """Figures by class; precision and recall with intervals, unless images come in groups (then they are not
+    independent, and the interval would be too narrow)."""
+    independent = all(estimate.method != "cluster-bootstrap" for estimate in report.metrics.values())
+    called = np.asarray(report.confusion, np.int64).sum(axis=0)
     return pd.DataFrame(
         [
             {
                 "Class": row.label,
                 "Images": row.support,
-                "Precision": percent(row.precision, 2),
-                "Recall": percent(row.recall, 2),
-                "F1": percent(row.f1, 2),
+                "Precision": _share(report.confusion[k][k], int(called[k]), independent),
+                "Recall": _share(report.confusion[k][k], row.support, independent),
+                "F1": percent(row.f1),
                 "AUC": "not defined" if row.auc is None else f"{row.auc:.4f}",
             }
-            for row in report.per_class
+            for k, row in enumerate(report.per_class)
         ]
     )
+
+
+def _share(hits: int, total: int, independent: bool) -> str:
+    if total == 0:
+        return "not defined"
+    return share_with_interval(hits, total) if independent else percent(hits / total)
 
 
 def quality_table(index: ExplanationIndex) -> pd.DataFrame:
@@ -77,7 +87,7 @@ def quality_table(index: ExplanationIndex) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"Method": METHOD_NAMES.get(method, method)}
-            | {QUALITY_NAMES.get(name, name): f"{value:.4f}" for name, value in figures.items()}
+            | {QUALITY_NAMES.get(name, name): f"{value:.4f}".removesuffix(".0000") for name, value in figures.items()}
             for method, figures in index.quality.items()
         ]
     )
@@ -91,7 +101,8 @@ def mistake_pictures(files: Sequence[ArtifactFile], split: str) -> dict[int, str
 
 
 def reliability_table(predictions: bytes) -> pd.DataFrame:
-    """Columns `confidence`, `accuracy`, `images` by confidence bin, from predictions.csv; empty bins are left out.
+    """Columns `confidence`, `accuracy` with its interval `low` to `high`, and `images`, by confidence bin, from
+    predictions.csv; empty bins are left out.
 
     Raises InvalidRequest when the file lacks what is needed.
     """
@@ -104,6 +115,8 @@ def reliability_table(predictions: bytes) -> pd.DataFrame:
         raise InvalidRequest("predictions.csv is not one that this release reads; evaluate again.") from exc
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct, "images": 1})
-    return table.groupby("bin").agg(
+    found = table.groupby("bin").agg(
         confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("images", "sum")
     )
+    ends = [wilson(share * images, images) for share, images in zip(found["accuracy"], found["images"], strict=True)]
+    return found.assign(low=[low for low, _ in ends], high=[high for _, high in ends])

@@ -1,5 +1,6 @@
 """Numbers, times and other people's words, as the pages show them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -54,6 +55,33 @@ def figure(name: str, value: float) -> str:
 
 def interval(name: str, estimate: Estimate) -> str:
     return f"{figure(name, estimate.low)} to {figure(name, estimate.high)}"
+
+
+def share_with_interval(hits: float, total: int) -> str:
+    """A share of `total` ≥ 1 independent images in percent, with its 95 % interval."""
+    low, high = wilson(hits, total)
+    return f"{percent(hits / total)} ({percent(low)} to {percent(high)})"
+
+
+def wilson(hits: float, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `total` ≥ 1 independent images (Wilson 1927)."""
+    z = 1.959964  # the 97.5th percentile of the normal distribution
+    share = hits / total
+    middle = share + z**2 / (2 * total)
+    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    # At the ends the formula gives 0 and 1, but floating point may miss them.
+    return 0.0 if hits == 0 else (middle - reach) / scale, 1.0 if hits == total else (middle + reach) / scale
+
+
+def logged(metrics: Mapping[str, float], split: str, name: str) -> str:
+    """A metric that the evaluator logged to a run, with its 95 % interval."""
+    key = f"{split}_{name}"
+    if key not in metrics:
+        return "not evaluated"
+    ends = [metrics[end] for end in (f"{key}_low", f"{key}_high") if end in metrics]
+    ends_said = f" ({figure(name, ends[0])} to {figure(name, ends[1])})" if len(ends) == 2 else ""
+    return figure(name, metrics[key]) + ends_said
 
 
 def moment(when: datetime) -> str:

@@ -29,7 +29,11 @@ def test_shows_versions_served_model_and_timeline(page: Page, fakes: Fakes, stud
     table = app.dataframe[0].value
     assert table["Version"].tolist() == [3, 2, 1]
     assert table["Alias"].tolist() == ["challenger", "champion", "previous"]
-    assert table["Test accuracy"].tolist() == ["87.50 % (52.90 % to 97.80 %)", "not evaluated", "not evaluated"]
+    assert table["Test accuracy (95 % interval)"].tolist() == [
+        "87.50 % (52.90 % to 97.80 %)",
+        "not evaluated",
+        "not evaluated",
+    ]
     assert "**tiny version 1**" in texts(app)
     assert "not approved" in app.warning[0].value
     timeline = app.dataframe[1].value

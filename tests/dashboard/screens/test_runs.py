@@ -31,8 +31,9 @@ def charts(app: AppTest) -> int:
 def test_lists_versions_with_their_main_metrics(opened: Callable[[str], AppTest], fakes: Fakes) -> None:
     table = opened("Metrics").dataframe[0].value
     assert table["Version"].tolist() == [3, 2, 1]
-    assert table["Test accuracy"].tolist() == ["87.50 %", "not evaluated", "not evaluated"]
-    assert table["Test AUC"][0] == "0.9375"
+    accuracy = ["87.50 % (52.90 % to 97.80 %)", "not evaluated", "not evaluated"]
+    assert table["Test accuracy (95 % interval)"].tolist() == accuracy
+    assert table["Test AUC"][0] == "0.9375 (0.7000 to 1.0000)"
 
 
 def test_metrics(opened: Callable[[str], AppTest], fakes: Fakes) -> None:

@@ -10,7 +10,7 @@ from medloop_dashboard.connections import outcome
 from medloop_dashboard.runs import VersionRow
 from medloop_dashboard.screens import cached
 from medloop_dashboard.screens.elements import choose_model, connections, guarded, show_error
-from medloop_dashboard.wording import METRIC_NAMES, moment, percent, plain, short
+from medloop_dashboard.wording import logged, moment, plain, short
 
 OUTCOMES = {
     "pass": "Passed: not significantly worse than the champion",
@@ -80,20 +80,11 @@ def _version_table(rows: list[VersionRow]) -> pd.DataFrame:
             "Version": [int(row.version) for row in rows],
             "Alias": [", ".join(row.aliases) for row in rows],
             "Registered": [moment(row.created_at) for row in rows],
-            f"Test {METRIC_NAMES['accuracy'].lower()}": [_test_accuracy(row) for row in rows],
+            "Test accuracy (95 % interval)": [logged(row.metrics, "test", "accuracy") for row in rows],
             "Data set version": [short(row.dataset_id) for row in rows],
             "Run": [short(row.run_id) for row in rows],
         }
     )
-
-
-def _test_accuracy(row: VersionRow) -> str:
-    value = row.metrics.get("test_accuracy")
-    if value is None:
-        return "not evaluated"
-    low, high = row.metrics.get("test_accuracy_low"), row.metrics.get("test_accuracy_high")
-    interval = f" ({percent(low, 2)} to {percent(high, 2)})" if low is not None and high is not None else ""
-    return percent(value, 2) + interval
 
 
 def _show_approve(model: str, rows: list[VersionRow]) -> None:

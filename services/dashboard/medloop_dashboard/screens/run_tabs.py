@@ -28,6 +28,8 @@ from medloop_dashboard.wording import file_size, moment, percent, plain, short
 _PICTURE_PIXELS = 180
 _EXPLAINED_PIXELS = 240
 _PICTURES_A_ROW = 6
+_FILE_PIXELS = 440
+_QUANTITIES = {"auc": "AUC"}
 _INDENT = "\u2003"  # an em space: a table cell keeps it
 
 
@@ -38,13 +40,14 @@ def metrics(model: str, row: VersionRow) -> None:
     if detail.curves:
         st.subheader("By epoch", anchor=False)
         _show_curves(detail)
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([2, 3], gap="large")
     with left:
         st.subheader("Last values", anchor=False)
         values = {name: value for name, value in sorted(detail.metrics.items()) if not name.endswith(("_low", "_high"))}
         st.dataframe(
             pd.DataFrame({"Metric": list(values), "Value": [f"{value:.6g}" for value in values.values()]}),
             hide_index=True,
+            height="content",
             alt="Last value of every metric",
         )
         st.caption("As logged, shares as fractions. Intervals stand in the tab Evaluation.")
@@ -53,6 +56,7 @@ def metrics(model: str, row: VersionRow) -> None:
         st.dataframe(
             pd.DataFrame(sorted(detail.params.items()), columns=["Setting", "Value"]),
             hide_index=True,
+            height="content",
             alt="Settings of the training",
         )
 
@@ -69,7 +73,7 @@ def _show_curves(detail: RunDetail) -> None:
             columns=["metric", "epoch", "value"],
         )
         with columns[place % 3]:
-            title = quantity.replace("_", " ").capitalize()
+            title = _QUANTITIES.get(quantity, quantity.replace("_", " ").capitalize())
             st.altair_chart(charts.curves(frame, title), alt=f"{title} by epoch")
 
 
@@ -78,13 +82,14 @@ def artifacts(model: str, row: VersionRow) -> None:
     if not files:
         st.info("This run has no files.")
         return
-    table, shown = st.columns([2, 3], gap="large")
+    table, shown = st.columns(2, gap="large")
     with table:
         lines = [(_INDENT * depth + name, file_size(size)) for depth, name, size in tree(files)]
         st.dataframe(
             pd.DataFrame(lines, columns=["File", "Size"]),
             hide_index=True,
             height=560,
+            column_config={"File": st.column_config.TextColumn(width=_FILE_PIXELS)},
             alt="Files of the run, by folder",
         )
         st.caption(f"{len(files)} files, {file_size(sum(file.size for file in files))}.")
@@ -101,7 +106,7 @@ def _show_preview(found: Preview) -> None:
         case "image":
             st.image(found.data, width="content", alt=found.file.path)
         case "json":
-            st.json(found.document, expanded=2)
+            st.json(found.document, expanded=1)
         case "table":
             st.dataframe(found.table, hide_index=True, alt=found.file.path)
         case "text":
@@ -191,7 +196,8 @@ def _show_reliability(row: VersionRow) -> None:
     table = reliability_table(cached.artifact(row.run_id, f"{FOLDER}/{splits[0]}/predictions.csv"))
     st.altair_chart(charts.reliability(table), alt="Accuracy against confidence")
     st.caption(
-        f"Split {splits[0]}: accuracy against confidence in 15 bins; the larger a dot, the more images. "
+        f"Split {splits[0]}: accuracy against confidence in 15 bins, with 95 % intervals (images taken as "
+        "independent); the larger a dot, the more images. "
         "On the dashed line confidence can be taken at its word; below it the model is overconfident."
     )
 

@@ -6,9 +6,9 @@ import streamlit as st
 from medloop_dashboard.runs import VersionRow
 from medloop_dashboard.screens import cached, run_tabs
 from medloop_dashboard.screens.elements import choose_model, guarded
-from medloop_dashboard.wording import figure, moment, plain, short
+from medloop_dashboard.wording import logged, moment, plain, short
 
-_COLUMNS = {"test_accuracy": "Test accuracy", "test_auc": "Test AUC", "test_ece": "Test calibration error"}
+_COLUMNS = {"accuracy": "Test accuracy (95 % interval)", "auc": "Test AUC", "ece": "Test calibration error"}
 
 
 def show() -> None:
@@ -36,9 +36,8 @@ def _table(rows: list[VersionRow]) -> pd.DataFrame:
         "Alias": [", ".join(row.aliases) for row in rows],
         "Registered": [moment(row.created_at) for row in rows],
     }
-    for key, title in _COLUMNS.items():
-        name = key.removeprefix("test_")
-        table[title] = [figure(name, row.metrics[key]) if key in row.metrics else "not evaluated" for row in rows]
+    for name, title in _COLUMNS.items():
+        table[title] = [logged(row.metrics, "test", name) for row in rows]
     table["Data set version"] = [short(row.dataset_id) for row in rows]
     table["Run"] = [short(row.run_id) for row in rows]
     return pd.DataFrame(table)
