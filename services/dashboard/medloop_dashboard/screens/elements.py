@@ -1,6 +1,5 @@
 """Pieces that several pages draw."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,8 +8,6 @@ from medloop.errors import MedLoopError
 
 from medloop_dashboard.connections import Connections
 from medloop_dashboard.wording import plain
-
-logger = logging.getLogger(__name__)
 
 
 @st.cache_resource(show_spinner=False, on_release=Connections.close)
@@ -21,7 +18,6 @@ def connections() -> Connections:
 
 def show_error(error: MedLoopError, what: str) -> None:
     """What could not be done, and the service's own sentence on why and what to do."""
-    logger.warning("%s: %s", what, error.code)
     st.error(plain(error.detail), title=plain(what))
 
 

@@ -12,6 +12,7 @@ from medloop_dashboard.screens import cached
 from medloop_dashboard.screens.elements import choose_model, connections, guarded, show_error
 from medloop_dashboard.wording import logged, moment, plain, short
 
+REFRESH_SECONDS = 3.0
 OUTCOMES = {
     "pass": "Passed: not significantly worse than the champion",
     "fail": "Failed: significantly worse than the champion",
@@ -51,7 +52,9 @@ def _show_done() -> None:
         )
 
 
+@st.fragment(run_every=REFRESH_SECONDS)
 def _show_served(model: str) -> None:
+    """Asks again by itself: what was approved a moment ago is taken up within seconds."""
     st.subheader("Answering now", anchor=False)
     with guarded("Inference cannot say what it serves"):
         served = connections().inference.served_model()

@@ -37,9 +37,11 @@ def metrics(model: str, row: VersionRow) -> None:
     detail = cached.detail(row.run_id)
     took = f", {detail.seconds:.0f} s" if detail.seconds is not None else ""
     st.caption(plain(f"Run {detail.run_id}, {detail.status.lower()}, started {moment(detail.started_at)}{took}."))
+    st.subheader("By epoch", anchor=False)
     if detail.curves:
-        st.subheader("By epoch", anchor=False)
         _show_curves(detail)
+    else:
+        st.caption("This run has no figures by epoch, or only one epoch.")
     left, right = st.columns([2, 3], gap="large")
     with left:
         st.subheader("Last values", anchor=False)

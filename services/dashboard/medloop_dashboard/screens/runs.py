@@ -45,14 +45,8 @@ def _table(rows: list[VersionRow]) -> pd.DataFrame:
 
 def _choose(rows: list[VersionRow]) -> VersionRow:
     by_version = {row.version: row for row in rows}
-
-    def named(version: str) -> str:
-        aliases = ", ".join(by_version[version].aliases)
-        return f"Version {version}" + (f" ({aliases})" if aliases else "")
-
-    version = st.selectbox(
-        "Run of version", list(by_version), format_func=named, key="version", bind="query-params", width=360
-    )
+    # The address of the page names the choice, so that it can be passed on: …/runs?model=phantoms&version=2
+    version = st.selectbox("Run of version", list(by_version), key="version", bind="query-params", width=360)
     return by_version[version]
 
 
