@@ -90,7 +90,7 @@ def quality_table(index: ExplanationIndex) -> pd.DataFrame:
             | {QUALITY_NAMES.get(name, name): f"{value:.4f}".removesuffix(".0000") for name, value in figures.items()}
             for method, figures in index.quality.items()
         ]
-    )
+    ).fillna("")
 
 
 def mistake_pictures(files: Sequence[ArtifactFile], split: str) -> dict[int, str]:
