@@ -54,7 +54,7 @@ def test_what_differs_is_learnt_and_the_best_epoch_is_kept(images: Images, devic
         images, device, recipe(epochs=4), report=seen.append, progress=lambda *call: calls.append(call)
     )
     assert found.best.val.accuracy == 1.0
-    assert found.best == min(seen, key=lambda epoch: epoch.val.loss)
+    assert found.best == min(seen, key=lambda epoch: epoch.judged_by)
     assert tuple(seen) == found.epochs
     assert [epoch.number for epoch in seen] == [1, 2, 3, 4]
     kept = score(logits_of(network, images.pixels[images.val], device), images.labels[images.val])

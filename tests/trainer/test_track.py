@@ -6,8 +6,8 @@ from medloop_trainer.scores import Scores
 from medloop_trainer.track import Run, curves_png, package_versions, patiently
 
 EPOCHS = (
-    Epoch(1, 1.5, Scores(1.2, 0.5, 0.7), 3e-3, 400.0),
-    Epoch(2, 0.9, Scores(0.8, 0.75, None), 1e-5, 410.0),
+    Epoch(1, 1.5, Scores(1.2, 0.5, 0.7), 1.1, 3e-3, 400.0),
+    Epoch(2, 0.9, Scores(0.8, 0.75, None), 0.7, 1e-5, 410.0),
 )
 
 

@@ -1,5 +1,6 @@
 """`python -m medloop_trainer train`: train a network on a stored data set version and register it."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -66,6 +67,9 @@ def _stopped(signum: int, _frame: object) -> Never:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _stopped)
+    # Threads that wait for each other sleep instead of spinning, which beside other processes trains twice as fast.
+    # Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     configure_logging("trainer", "INFO" if not sys.stderr.isatty() else "WARNING")
     app()
 

@@ -1,4 +1,8 @@
-"""Training images are moved, turned and mixed a batch at a time, on tensors, after the one preparation of pixels."""
+"""Training images are moved, turned and mixed a batch at a time, on tensors, after the one preparation of pixels.
+
+Grey values are left alone: in CT they are a measurement. (Changing brightness and contrast by a tenth cost Medical
+MNIST 2 % of its accuracy: AbdomenCT was taken for ChestCT.)
+"""
 
 import math
 
@@ -13,11 +17,10 @@ from medloop_trainer.recipe import Recipe
 _TURN = math.radians(10)
 _ZOOM = 0.1  # relative
 _SHIFT = 0.08  # of the side
-_LIGHT = 0.1  # of the range of grey values
 
 
 class Augmentation:
-    """Small affine moves, brightness and contrast for each image, then CutMix for the batch (Yun et al. 2019).
+    """Small affine moves for each image, then CutMix for the batch (Yun et al. 2019).
 
     Random numbers come from torch's global generator.
     """
@@ -33,7 +36,7 @@ class Augmentation:
 
         With `mix`, a batch is mixed with the recipe's probability, and its targets are shares of pixels.
         """
-        pixels = _relight(_move(images.float(), flip=self._flip))
+        pixels = _move(images.float(), flip=self._flip)
         if mix and torch.rand(()) < self._probability:
             mixed: tuple[Tensor, Tensor] = self._cutmix(pixels, labels)
             return mixed
@@ -52,10 +55,3 @@ def _move(pixels: Tensor, *, flip: bool) -> Tensor:
     theta = torch.stack(rows, dim=1).view(n, 2, 3).to(pixels.device)
     grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
     return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-
-
-def _relight(pixels: Tensor) -> Tensor:
-    """Change contrast about mid grey, and brightness, of each image."""
-    contrast, brightness = ((torch.rand(2, len(pixels), 1, 1, 1) * 2 - 1).to(pixels.device) * _LIGHT).unbind()
-    relit = (pixels - 127.5) * (1 + contrast) + 127.5 + brightness * 255
-    return relit.clamp(0, 255)

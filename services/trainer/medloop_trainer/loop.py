@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medloop_trainer.augment import Augmentation
+from medloop_trainer.calibrate import find_temperature
 from medloop_trainer.device import Device
 from medloop_trainer.recipe import Recipe
 from medloop_trainer.scores import Scores, score
@@ -41,11 +42,16 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """`number` counts from 1; `train_loss` is the mean cross-entropy against smoothed and mixed targets."""
+    """`number` counts from 1; `train_loss` is the mean cross-entropy against smoothed and mixed targets.
+
+    `judged_by` is the validation loss at its own best temperature: mixed and smoothed targets make a network timid,
+    which calibration undoes later, so how sure it is must not decide which epoch is best.
+    """
 
     number: int
     train_loss: float
     val: Scores
+    judged_by: float
     learning_rate: float
     images_per_second: float
 
@@ -68,7 +74,7 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     progress: ProgressFn | None = None,
 ) -> Fit:
-    """Train `network` in place; it ends with the weights of the epoch whose validation loss was lowest.
+    """Train `network` in place; it ends with the weights of the epoch that the validation split liked best.
 
     All random numbers come from torch's global generator: seed it before building the network. Raises TrainingFailed
     when the loss is no number any more or the GPU's memory is not enough.
@@ -94,10 +100,11 @@ def fit(
         seconds = time.perf_counter() - started
         busy += seconds
         _check_finite(losses, number, recipe)
-        val = score(logits_of(network, images.pixels[images.val], device), images.labels[images.val])
-        epoch = Epoch(number, float(np.mean(losses)), val, rate, len(images.train) / seconds)
+        logits, truth = logits_of(network, images.pixels[images.val], device), images.labels[images.val]
+        val, judged_by = score(logits, truth), score(logits / find_temperature(logits, truth), truth).loss
+        epoch = Epoch(number, float(np.mean(losses)), val, judged_by, rate, len(images.train) / seconds)
         epochs.append(epoch)
-        if best is None or val.loss < best.val.loss:
+        if best is None or judged_by < best.judged_by:
             best, best_weights = epoch, copy.deepcopy(network.state_dict())
         if report:
             report(epoch)
