@@ -8,7 +8,7 @@ import ipaddress
 import logging
 from collections.abc import Mapping
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -51,8 +51,15 @@ def check_request(settings: AuthSettings, headers: Mapping[str, str]) -> None:
     if settings.auth == "proxy":
         return
     host = headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not is_loopback(_parsed(f"//{host}").hostname or ""):
         raise Forbidden("This service answers on loopback only; call it as 127.0.0.1 or localhost.")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _parsed(origin).netloc != host:
         raise Forbidden("Requests from another web page are refused.")
+
+
+def _parsed(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as exc:
+        raise Forbidden("The Host or Origin header is no address.") from exc

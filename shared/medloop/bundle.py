@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,9 +186,12 @@ class Network:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
         self.bundle = bundle
-        self._session = ort.InferenceSession(
-            (bundle.folder / MODEL).read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = ort.InferenceSession(
+                (bundle.folder / MODEL).read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # ONNX Runtime's own errors share no narrower base
+            raise UntrustedModel(f"{MODEL} is no network that ONNX Runtime can run: {exc}") from exc
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, images: Pixels) -> Outputs:
@@ -195,12 +199,21 @@ class Network:
         values = dict(zip(self._outputs, self._session.run(None, {"image": images}), strict=True))
         return Outputs(values["probabilities"], values["embedding"], values.get("cam"))
 
+    def _golden(self) -> Golden:
+        try:
+            golden = self.bundle.golden
+        except (OSError, ValueError, KeyError, BadZipFile) as exc:
+            raise UntrustedModel(f"{GOLDEN} cannot be read: {exc}; register the version again.") from exc
+        if not golden.encoded or not len(golden.prepared) or len(golden.encoded) != len(golden.pixels):
+            raise UntrustedModel(f"{GOLDEN} holds too little to check anything; register the version again.")
+        return golden
+
     def check_golden(self) -> float:
         """Push the golden inputs through preparation and network; return the largest |Δp|.
 
         Raises UntrustedModel when a pixel differs at all, or a probability by more than 1e-4.
         """
-        golden = self.bundle.golden
+        golden = self._golden()
         spec = self.bundle.card.preparation
         for number, (data, expected) in enumerate(zip(golden.encoded, golden.pixels, strict=True)):
             if not np.array_equal(prepare(data, spec), expected):
@@ -208,7 +221,13 @@ class Network:
                     f"Golden image {number} comes out of preparation with other pixels than in training: "
                     "install the locked versions of Pillow and NumPy."
                 )
-        difference = float(np.abs(self.run(golden.prepared).probabilities - golden.probabilities).max())
+        try:
+            answers = self.run(golden.prepared).probabilities
+        except Exception as exc:  # as above: a network that takes or gives other arrays than a bundle's must
+            raise UntrustedModel(f"{MODEL} cannot answer the golden inputs: {exc}") from exc
+        if answers.shape != golden.probabilities.shape:
+            raise UntrustedModel(f"{MODEL} answers with {answers.shape}, not {golden.probabilities.shape}.")
+        difference = float(np.abs(answers - golden.probabilities).max())
         if not difference <= MAX_PROBABILITY_DIFFERENCE:
             raise UntrustedModel(
                 f"The network's answers to the golden inputs are off by {difference:.1e} "

@@ -36,6 +36,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _PROBLEM = "application/problem+json"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNEXPECTED = MedLoopError("An unexpected error occurred; the service's log says more under this request id.")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNGUARDED = frozenset({"/livez", "/readyz"})
 
 
@@ -209,7 +210,9 @@ class _Guard:
             await _respond(problem(_UNEXPECTED, scope["path"]))(scope, receive, exchange.send)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self.count.labels(scope["method"], route, str(exchange.status)).inc()
+            # A client may invent methods, and every label is kept for ever.
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.count.labels(method, route, str(exchange.status)).inc()
             self.seconds.labels(route).observe(time.perf_counter() - started)
             request_id.reset(token)
 

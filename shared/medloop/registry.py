@@ -6,6 +6,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -40,6 +41,7 @@ BUNDLE_PATH = "bundle"
 """Where the bundle lies among a run's artifacts."""
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256
 _INCOMING = ".incoming-"
 _ABANDONED_S = 3600.0
 """A download this old belongs to a process that was killed."""
@@ -207,7 +209,7 @@ class BundleCache:
 
     def find(self, digest: str) -> Bundle | None:
         """The bundle if it is here and still what its digest says; one that is damaged is thrown away."""
-        folder = self._folder / digest
+        folder = self._folder / _checked(digest)
         with disk_errors(self._folder):
             if not folder.is_dir():
                 return None
@@ -229,6 +231,7 @@ class BundleCache:
         Raises UntrustedModel for anything but the bundle with `digest`, NotFound, TrackingUnavailable, and
         StorageFull or StorageUnavailable for this machine's disk.
         """
+        _checked(digest)
         with disk_errors(self._folder), self._scratch() as scratch:
             bundle = read_bundle(registry.download_bundle(version, scratch / "download"))
             if bundle.digest != digest:
@@ -262,13 +265,20 @@ class BundleCache:
             shutil.rmtree(path)
 
 
+def _checked(digest: str) -> str:
+    # It comes from a tag that anybody who can write to MLflow can set, and becomes the name of a folder.
+    if not _DIGEST.fullmatch(digest):
+        raise UntrustedModel(f"{digest[:80]!r} is no bundle's digest; train and register the version again.")
+    return digest
+
+
 def fetch_bundle(registry: Registry, version: Version, folder: Path, *, fresh: bool = False) -> Bundle:
     """The bundle that `version` was registered with, every hash verified; kept under `folder` for the next call.
 
     `fresh` downloads it although it is kept: what is about to be signed must be what lies in the registry now. Raises
     as `BundleCache.fetch` does.
     """
-    cache, digest = BundleCache(folder), version.tags.get(TAG_DIGEST, "unnamed")
+    cache, digest = BundleCache(folder), version.tags.get(TAG_DIGEST, "")
     return (None if fresh else cache.find(digest)) or cache.fetch(registry, version, digest)
 
 

@@ -293,8 +293,8 @@ def _answers(url: str) -> bool:
 def _stop_all(state: StackState) -> int:
     """End the services and everything in their sessions; returns how many processes there were."""
     # A child may have outlived its leader: its session still has the leader's number, unless that was given away again.
-    sessions = {ref.pid for ref in state.services.values() if ref.find() or not psutil.pid_exists(ref.pid)}
-    members = [p for p in psutil.process_iter() if _session(p) in sessions]
+    sessions = {r.pid: r.started for r in state.services.values() if r.find() or not psutil.pid_exists(r.pid)}
+    members = [p for p in psutil.process_iter() if _belongs(p, sessions)]
     for process in members:
         _signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(members, timeout=STOP_SECONDS)
@@ -304,11 +304,13 @@ def _stop_all(state: StackState) -> int:
     return len(members)
 
 
-def _session(process: psutil.Process) -> int | None:
+def _belongs(process: psutil.Process, sessions: dict[int, float]) -> bool:
     try:
-        return os.getsid(process.pid)
-    except (ProcessLookupError, PermissionError):
-        return None
+        started = sessions.get(os.getsid(process.pid))
+        # What a service started is younger than the service, and a machine that was started anew numbers anew.
+        return started is not None and started > psutil.boot_time() and process.create_time() > started - 1.0
+    except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+        return False
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

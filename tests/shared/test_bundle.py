@@ -83,3 +83,25 @@ def test_a_prediction_set_holds_what_cannot_be_ruled_out(tmp_path: Path) -> None
     assert prediction_set(np.array([0.05, 0.9, 0.05], np.float32), card) == ["b"]
     sure = card.model_copy(update={"conformal": card.conformal.model_copy(update={"threshold": 0.0})})
     assert prediction_set(np.array([0.4, 0.3, 0.3], np.float32), sure) == ["a"]
+
+
+def reseal(folder: Path, name: str, data: bytes) -> Network:
+    """A network from a bundle whose hashes agree, but whose `name` is `data`."""
+    bundle = tiny_bundle(folder)
+    (folder / name).write_bytes(data)
+    return Network(write_card(folder, bundle.card), threads=1)
+
+
+def test_a_file_that_is_no_network_is_not_trusted(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedModel, match=r"model\.onnx"):
+        reseal(tmp_path, MODEL, b"no network")
+
+
+def test_golden_inputs_that_cannot_be_read_or_check_nothing_are_not_trusted(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedModel, match=r"golden\.npz"):
+        reseal(tmp_path / "a", GOLDEN, b"no archive").check_golden()
+    bundle = tiny_bundle(tmp_path / "b")
+    golden = bundle.golden
+    Golden((), golden.pixels[:0], golden.prepared, golden.probabilities).save(tmp_path / "b" / GOLDEN)
+    with pytest.raises(UntrustedModel, match="too little"):
+        Network(write_card(tmp_path / "b", bundle.card), threads=1).check_golden()

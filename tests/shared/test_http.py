@@ -154,3 +154,16 @@ def test_nothing_is_open_by_default() -> None:
     check_exposure(AuthSettings(auth="proxy"), "0.0.0.0")
     with pytest.raises(Forbidden, match="access control"):
         check_exposure(AuthSettings(auth="loopback"), "0.0.0.0")
+
+
+@pytest.mark.parametrize("headers", [{"host": "["}, {"origin": "http://["}])
+async def test_headers_that_are_no_address_are_refused(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    assert (await client.get("/metrics", headers=headers)).status_code == 403
+
+
+async def test_invented_methods_share_one_label(client: httpx.AsyncClient) -> None:
+    for number in range(3):
+        await client.request(f"X{number}", "/full")
+    text = (await client.get("/metrics")).text
+    assert 'method="other"' in text
+    assert "X0" not in text

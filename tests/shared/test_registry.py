@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,13 @@ def test_an_unreachable_mlflow_says_where_it_was_looked_for(monkeypatch: pytest.
     with pytest.raises(TrackingUnavailable, match=r"does not answer at http://127\.0\.0\.1") as caught:
         Registry(url).ping()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("digest", ["../objects", "", ".", "A" * 64])
+def test_a_tag_cannot_lead_out_of_the_folder_of_bundles(registry: Registry, tmp_path: Path, digest: str) -> None:
+    (tmp_path / "objects").mkdir()
+    version = register_bundle(registry, tiny_bundle(tmp_path / "made"))
+    tampered = replace(version, tags={**version.tags, TAG_DIGEST: digest})
+    with pytest.raises(UntrustedModel, match="digest"):
+        fetch_bundle(registry, tampered, tmp_path / "kept")
+    assert (tmp_path / "objects").is_dir()

@@ -104,7 +104,7 @@ def fit(
         val, judged_by = score(logits, truth), score(logits / find_temperature(logits, truth), truth).loss
         epoch = Epoch(number, float(np.mean(losses)), val, judged_by, rate, len(images.train) / seconds)
         epochs.append(epoch)
-        if best is None or judged_by < best.judged_by:
+        if math.isfinite(judged_by) and (best is None or judged_by < best.judged_by):
             best, best_weights = epoch, copy.deepcopy(network.state_dict())
         if report:
             report(epoch)
