@@ -88,13 +88,20 @@ class _Client:
             raise Unavailable(
                 f"The {self.service} does not answer at {self.url} ({type(exc).__name__}). Start it with: medloop up"
             ) from exc
-        if response.is_success:
-            return response.json()
         try:
             document = response.json()
         except ValueError as exc:
-            raise Unavailable(f"The {self.service} at {self.url} answered {response.status_code}.") from exc
+            raise self._not_ours(response) from exc
+        if response.is_success:
+            return document
+        if not isinstance(document, dict):
+            raise self._not_ours(response)
         raise error_from(document)
+
+    def _not_ours(self, response: httpx.Response) -> Unavailable:
+        return Unavailable(
+            f"What listens at {self.url} answered {response.status_code}, but not as the {self.service} does."
+        )
 
     def _post(self, path: str, body: BaseModel, answer: type[Model]) -> Model:
         return answer.model_validate(self._call("POST", path, json=body.model_dump(mode="json")))
