@@ -10,8 +10,11 @@ from medloop.data.sources import phantom_source
 from medloop.errors import InvalidDataset
 from medloop.storage.objects import ObjectStore
 from medloop.vision.encode import encode_png
-from medloop_trainer.dataset import clean_train_rows, hashes, look_at, normalisation
+from medloop_trainer.dataset import clean_rows, hashes, look_at, normalisation
 from medloop_trainer.recipe import Options
+
+JUDGING: tuple[Split, ...] = ("val", "calibration", "test")
+LEARNING: tuple[Split, ...] = ("train", "val", "calibration")
 
 
 def row(name: str, label: str, split: Split) -> Row:
@@ -26,23 +29,36 @@ def manifest(*rows: Row) -> Manifest:
 def test_copies_of_judged_images_are_not_learnt_from() -> None:
     copy = replace(row("twin", "a", "train"), byte_hash="0" * 64)  # other bytes, the same pixels
     found = manifest(row("1", "a", "train"), row("2", "b", "train"), copy, row("twin", "a", "val"))
-    rows, left_out = clean_train_rows(found)
-    assert left_out == 1
-    assert {found.rows[i].byte_hash for i in rows} == {
+    clean = clean_rows(found)
+    assert clean.left_out == 1
+    assert {found.rows[i].byte_hash for i in clean.train} == {
         row("1", "a", "train").byte_hash,
         row("2", "b", "train").byte_hash,
     }
 
 
+def test_no_split_judges_itself() -> None:
+    """A test image's copies choose no epoch and set no threshold; the test split keeps all its images."""
+    digests = iter(f"{number:064x}" for number in range(9))
+    twins = [replace(row("twin", "a", split), byte_hash=next(digests)) for split in JUDGING]
+    others = [row(f"{split} {label}", label, split) for split in LEARNING for label in "ab"]
+    found = manifest(*twins, *others)
+    clean = clean_rows(found)
+    assert clean.left_out == 2
+    assert len(found.of("test")) == 1
+    for split, rows in (("val", clean.val), ("calibration", clean.calibration)):
+        assert {found.rows[i].pixel_hash for i in rows} == {row(f"{split} {k}", k, "val").pixel_hash for k in "ab"}
+
+
 def test_a_class_that_only_copies_would_teach_is_named() -> None:
     copy = replace(row("twin", "b", "train"), byte_hash="0" * 64)
     with pytest.raises(InvalidDataset, match="no training image of b "):
-        clean_train_rows(manifest(row("1", "a", "train"), copy, row("twin", "b", "test"), row("3", "a", "val")))
+        clean_rows(manifest(row("1", "a", "train"), copy, row("twin", "b", "test"), row("3", "a", "val")))
 
 
 def test_without_validation_images_nothing_is_trained() -> None:
     with pytest.raises(InvalidDataset, match="no validation image"):
-        clean_train_rows(manifest(row("1", "a", "train"), row("2", "b", "train"), row("3", "a", "test")))
+        clean_rows(manifest(row("1", "a", "train"), row("2", "b", "train"), row("3", "a", "test")))
 
 
 def test_grey_images_are_prepared_grey_at_their_own_size(objects: ObjectStore) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from medloop.data.cache import Cache
-from medloop.data.leaks import leaked_train_rows
+from medloop.data.leaks import leaked_rows
 from medloop.data.manifest import Manifest
 from medloop.errors import InvalidDataset
 from medloop.storage.objects import ObjectStore
@@ -45,24 +45,37 @@ def _has_colour(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
     return pixels.shape[2] >= 3 and not (pixels[..., :1] == pixels[..., 1:3]).all()
 
 
-def clean_train_rows(manifest: Manifest) -> tuple[NDArray[np.int64], int]:
-    """The rows to train on, and how many were left out since their pixels also stand in another split.
+@dataclass(frozen=True, slots=True)
+class CleanRows:
+    """The rows to train on, to choose the epoch by and to calibrate on, int64 each, without those whose pixels stand
+    in a split that judges them; `left_out` counts these."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+    left_out: int
+
+
+def clean_rows(manifest: Manifest) -> CleanRows:
+    """Leave out what would let a split judge itself.
 
     Raises InvalidDataset when a class has no image left to learn from, or there is none to choose the epoch by.
     """
-    leaked = leaked_train_rows(manifest)
-    train = [i for i, row in enumerate(manifest.rows) if row.split == "train"]
-    kept = np.setdiff1d(np.array(train, dtype=np.int64), leaked)
-    counts = Counter(manifest.rows[i].label for i in kept.tolist())
+    kept, left_out = {}, 0
+    for split in ("train", "val", "calibration"):
+        rows = np.array([i for i, row in enumerate(manifest.rows) if row.split == split], dtype=np.int64)
+        kept[split] = np.setdiff1d(rows, leaked_rows(manifest, split))
+        left_out += len(rows) - len(kept[split])
+    counts = Counter(manifest.rows[i].label for i in kept["train"].tolist())
     missing = [name for name in manifest.classes if not counts[name]]
     if missing:
         raise InvalidDataset(
             f"There is no training image of {', '.join(missing)} (copies of images in other splits do not count); "
             "add images of it or leave the class out."
         )
-    if not manifest.of("val"):
+    if not len(kept["val"]):
         raise InvalidDataset("There is no validation image to choose the epoch by; add images or a val split.")
-    return kept, len(leaked)
+    return CleanRows(kept["train"], kept["val"], kept["calibration"], left_out)
 
 
 def normalisation(cache: Cache, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:

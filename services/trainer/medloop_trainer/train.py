@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from medloop.bundle import Bundle, Card
 from medloop.data.cache import Cache, open_cache
 from medloop.data.leaks import load_leaks
@@ -24,7 +23,7 @@ from medloop.storage.objects import ObjectStore, open_objects
 from medloop.vision.prepare import PreparationSpec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from medloop_trainer.dataset import clean_train_rows, hashes, look_at, normalisation
+from medloop_trainer.dataset import CleanRows, clean_rows, hashes, look_at, normalisation
 from medloop_trainer.progress import Bars
 from medloop_trainer.recipe import Options, Recipe
 from medloop_trainer.track import Run, curves_png, git_commit, package_versions, patiently
@@ -75,8 +74,7 @@ class Material:
     manifest: Manifest
     spec: PreparationSpec
     cache: Cache
-    train: "np.ndarray[Any, np.dtype[np.int64]]"
-    left_out: int
+    rows: CleanRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +147,10 @@ def _gather(
     settings: TrainerSettings, objects: ObjectStore, dataset_id: str, model: str, options: Options, bars: Bars
 ) -> Material:
     manifest = load_manifest(objects, dataset_id, name=model)
-    train, left_out = clean_train_rows(manifest)
+    rows = clean_rows(manifest)
     spec = look_at(manifest, objects).spec(options)
     cache = open_cache(manifest, spec, objects, settings.home.cache_dir, bars)
-    return Material(manifest, spec, cache, train, left_out)
+    return Material(manifest, spec, cache, rows)
 
 
 @contextmanager
@@ -194,7 +192,7 @@ def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Traine
         options,
         architecture=architecture.id,
         size=spec.size,
-        images=len(material.train),
+        images=len(material.rows.train),
         pretrained=classifier.pretrained,
     )
     network = ServedNetwork(architecture, classifier, *_normalisation(material, classifier.pretrained))
@@ -205,9 +203,9 @@ def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Traine
         bars.note("training", f"epoch {epoch.number}/{recipe.epochs}, val accuracy {epoch.val.accuracy:.4f}")
         log.info("epoch", extra={"epoch": epoch.number, "val_loss": epoch.val.loss, "accuracy": epoch.val.accuracy})
 
-    images = Images(cache.images, cache.labels, material.train, cache.indices("val"))
+    images = Images(cache.images, cache.labels, material.rows.train, material.rows.val)
     found = fit(network, images, recipe, device, report=report, progress=bars)
-    rows = cache.indices("calibration")
+    rows = material.rows.calibration
     logits = logits_of(network, cache.images[rows], device)
     calibration = calibrate(logits, cache.labels[rows], material.manifest.classes)
     network.temperature.fill_(calibration.temperature)
@@ -217,7 +215,7 @@ def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Traine
 def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:
     if pretrained is not None:
         return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which those weights were trained with
-    return normalisation(material.cache, material.train)
+    return normalisation(material.cache, material.rows.train)
 
 
 def _params(recipe: Recipe, material: Material, device: "Device") -> dict[str, object]:
@@ -227,8 +225,8 @@ def _params(recipe: Recipe, material: Material, device: "Device") -> dict[str, o
         **splits,
         "dataset_id": material.manifest.id,
         "classes": len(material.manifest.classes),
-        "images_trained_on": len(material.train),
-        "images_left_out_as_leaks": material.left_out,
+        "images_trained_on": len(material.rows.train),
+        "images_left_out_as_leaks": material.rows.left_out,
         "device": device.name,
         "precision": str(device.autocast).removeprefix("torch."),
         "threads": device.threads,
@@ -255,9 +253,9 @@ def _export(folder: Path, material: Material, trained: Trained, run: Run) -> Bun
         packages=package_versions(),
         created_at=now(),
     )
-    rows = material.train[:: -(-len(material.train) // REFERENCE_IMAGES)]
+    rows = material.rows.train[:: -(-len(material.rows.train) // REFERENCE_IMAGES)]
     training = TrainingImages(cache.images[rows], cache.labels[rows], hashes(material.manifest, rows))
-    check = cache.images[cache.indices("val")[:256]]
+    check = cache.images[material.rows.val[:256]]
     return export_bundle(folder, trained.network, card, training, check)
 
 

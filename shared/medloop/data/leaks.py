@@ -148,10 +148,12 @@ def exact_leaks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(sorted({row.pixel_hash for row, mask, bit in masks if mask != bit}))
 
 
-def leaked_train_rows(manifest: Manifest) -> NDArray[np.int64]:
-    """The numbers of train rows whose pixels also stand in val, calibration or test: training leaves those out."""
-    judged = {row.pixel_hash for row in manifest.rows if row.split != "train"}
-    leaked = [i for i, row in enumerate(manifest.rows) if row.split == "train" and row.pixel_hash in judged]
+def leaked_rows(manifest: Manifest, split: Split) -> NDArray[np.int64]:
+    """The numbers of the rows of `split` whose pixels also stand in a split that judges it: train is judged by val,
+    both by calibration, all by test. Whoever learns from `split` leaves them out; test has none."""
+    judges = SPLITS[SPLITS.index(split) + 1 :]
+    judged = {row.pixel_hash for row in manifest.rows if row.split in judges}
+    leaked = [i for i, row in enumerate(manifest.rows) if row.split == split and row.pixel_hash in judged]
     return np.array(leaked, dtype=np.int64)
 
 

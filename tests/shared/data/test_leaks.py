@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from medloop.data.build import build_dataset
-from medloop.data.leaks import LeakReport, check_leaks, exact_leaks, find_leaks, leaked_train_rows, load_leaks
+from medloop.data.leaks import LeakReport, check_leaks, exact_leaks, find_leaks, leaked_rows, load_leaks
 from medloop.data.manifest import SPLITS, Manifest, Row, Split
 from medloop.data.sources import RawImage, Source
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound
@@ -154,11 +154,11 @@ def test_training_leaves_out_what_is_judged() -> None:
     )
     manifest = Manifest("zoo", ("a",), rows)
     assert exact_leaks(manifest) == ("p", "r")
-    left_out = [manifest.rows[i] for i in leaked_train_rows(manifest)]
+    left_out = [manifest.rows[i] for i in leaked_rows(manifest, "train")]
     assert {row.pixel_hash for row in left_out} == {"p"}
     assert len(left_out) == 2
     clean = Manifest("zoo", ("a",), rows[1:2])
-    assert leaked_train_rows(clean).dtype == np.int64
+    assert leaked_rows(clean, "train").dtype == np.int64
     assert exact_leaks(clean) == ()
 
 
