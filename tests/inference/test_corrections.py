@@ -141,7 +141,7 @@ def test_nothing_is_claimed_while_objects_are_down(records: RecordStore, tmp_pat
 @given(moment=st.integers(0, 2**48 - 1), rest=st.integers(0, 2**74 - 1), label=st.text(), author=st.text())
 def test_its_id_is_a_uuid7_of_the_prediction_s_time(moment: int, rest: int, label: str, author: str) -> None:
     value = moment << 80 | 0x7 << 76 | (rest >> 62) << 64 | 0b10 << 62 | (rest & (1 << 62) - 1)
-    made = uuid.UUID(correction_id(uuid.UUID(int=value), label, "0" * 64, author))
+    made = uuid.UUID(correction_id(Submission(uuid.UUID(int=value), label, author, "", None), "0" * 64))
     assert made.int >> 80 == moment
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
 
@@ -149,11 +149,12 @@ def test_its_id_is_a_uuid7_of_the_prediction_s_time(moment: int, rest: int, labe
 def test_its_id_follows_from_all_that_it_says() -> None:
     prediction, other = uuid.UUID(new_id()), uuid.UUID(new_id())
     said = [
-        (prediction, "a", "h", "me"),
-        (other, "a", "h", "me"),
-        (prediction, "b", "h", "me"),
-        (prediction, "a", "i", "me"),
-        (prediction, "a", "h", "you"),
+        (Submission(prediction, "a", "me", "", None), "h"),
+        (Submission(other, "a", "me", "", None), "h"),
+        (Submission(prediction, "b", "me", "", None), "h"),
+        (Submission(prediction, "a", "me", "", None), "i"),
+        (Submission(prediction, "a", "you", "", None), "h"),
+        (Submission(prediction, "a", "me", "since it is", None), "h"),
     ]
     assert len({correction_id(*each) for each in said}) == len(said)
     assert correction_id(*said[0]) == correction_id(*said[0])

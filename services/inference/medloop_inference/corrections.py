@@ -46,7 +46,7 @@ class Corrections:
         prediction = self._prediction(prediction_id)
         image_hash = self._image(submission, prediction)
         correction = Correction(
-            id=correction_id(submission.prediction_id, submission.label, image_hash, submission.author),
+            id=correction_id(submission, image_hash),
             prediction_id=prediction_id,
             model=prediction.model.name if prediction else self._model,
             version=prediction.model.version if prediction else None,
@@ -90,9 +90,10 @@ class Corrections:
         return str(earlier[0].document["image_hash"])
 
 
-def correction_id(prediction_id: uuid.UUID, label: str, image_hash: str, author: str) -> str:
-    """A UUIDv7 (RFC 9562) with the prediction's time, and a hash of the rest where random bits would be."""
-    said = "\0".join((str(prediction_id), label, image_hash, author))
+def correction_id(submission: Submission, image_hash: str) -> str:
+    """A UUIDv7 (RFC 9562) with the prediction's time, and a hash of all that was said where random bits would be."""
+    prediction_id = submission.prediction_id
+    said = "\0".join((str(prediction_id), submission.label, image_hash, submission.author, submission.comment))
     hashed = int.from_bytes(hashlib.sha256(said.encode()).digest()[:16])
     value = (prediction_id.int >> 80 << 80) | (hashed & ((1 << 80) - 1))
     value = value & ~(0xF << 76) | 0x7 << 76  # version
