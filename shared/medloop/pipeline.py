@@ -41,7 +41,9 @@ class Training:
         command = [sys.executable, "-m", "medloop_trainer", "train"]
         command += ["--dataset-id", self.dataset_id, "--model", self.model, "--result", str(result)]
         for name, value in self.options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            command.append(f"--{name.replace('_', '-')}")
+            if value is not True:  # a flag has no value
+                command.append(str(value))
         return command
 
 

@@ -9,7 +9,7 @@ from medloop.registry import CHALLENGER, Registry
 from medloop.storage.records import RecordStore
 from medloop.testing import register_bundle, tiny_bundle
 
-TRAINING = Training("d" * 64, "tiny", {"seed": 3, "batch_size": 8})
+TRAINING = Training("d" * 64, "tiny", {"seed": 3, "batch_size": 8, "horizontal_flip": True})
 
 
 def open_pipeline(records: RecordStore, registry: Registry, training: Training = TRAINING) -> Pipeline:
@@ -36,6 +36,7 @@ def test_the_trainer_is_told_everything_and_its_result_comes_back(
     assert arguments[:3] == ["-m", "medloop_trainer", "train"]
     assert arguments[arguments.index("--dataset-id") + 1] == TRAINING.dataset_id
     assert arguments[arguments.index("--batch-size") + 1] == "8"
+    assert arguments[-1] == "--horizontal-flip"
     assert made["home"] == "/somewhere"
 
 
