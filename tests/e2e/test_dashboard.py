@@ -18,7 +18,7 @@ from playwright.sync_api import Locator, Page, Request, expect, sync_playwright
 
 from .conftest import RunningStack
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # the first test waits for the whole demo
 
 WIDTH, HEIGHT = 1440, 1000  # px
 ANSWER_SECONDS = 120  # the first explanation loads a network on a busy machine

@@ -20,7 +20,7 @@ from medloop.storage.objects import open_objects
 
 from .conftest import RunningStack
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # the first test waits for the whole demo
 
 FOLLOW_SECONDS = 30
 
