@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from medloop.errors import InvalidRequest
 from medloop_evaluator.metrics import Scorer, confusion, estimates, per_class, reliability, roc, worst
-from medloop_evaluator.resample import Resampling, percentile
+from medloop_evaluator.resample import Resampling, percentile, wilson
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -116,6 +116,51 @@ def test_groups_change_the_method_of_every_interval() -> None:
     probabilities, labels = answers()
     found = estimates(make(probabilities, labels), Resampling(labels, np.arange(300) // 5))
     assert {figure.method for figure in found.values()} == {"cluster-bootstrap"}
+
+
+def spotless(labels: np.ndarray) -> Scorer:
+    """Every image is named rightly, each with another confidence."""
+    first = np.linspace(0.6, 0.9, len(labels))
+    return make(np.where(labels[:, None] == np.arange(2), first[:, None], 1 - first[:, None]), labels)
+
+
+def test_no_mistake_in_a_small_sample_is_no_certainty() -> None:
+    labels = np.array([0] * 14 + [1] * 6)
+    found = estimates(spotless(labels), Resampling(labels, None))
+    assert (found["accuracy"].low, found["accuracy"].high) == wilson(20, 20)
+    for name in ("precision", "recall", "f1", "auc"):
+        assert (found[name].low, found[name].high) == wilson(6, 6), name  # no surer than of the smallest class
+        assert (found[name].value, found[name].method) == (1.0, "wilson")
+    assert found["nll"].method == "bootstrap"
+
+
+def test_groups_that_are_equally_good_count_as_many_as_there_are() -> None:
+    labels = np.tile([0, 1, 0, 1, 0], 8)
+    probabilities = np.array(spotless(labels).probabilities)
+    probabilities[::5] = [0.2, 0.8]  # one mistake in each group of five
+    found = estimates(make(probabilities, labels), Resampling(labels, np.arange(40) // 5))
+    assert found["accuracy"].value == 0.8
+    assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx(wilson(6.4, 8))
+    assert found["accuracy"].method == "cluster-wilson"
+    alone = estimates(spotless(labels), Resampling(labels, np.arange(40) // 5))
+    assert (alone["recall"].low, alone["recall"].high) == wilson(8, 8)
+
+
+def test_one_group_alone_leaves_every_value_possible() -> None:
+    probabilities, labels = answers(images=30)
+    found = estimates(make(probabilities, labels), Resampling(labels, np.zeros(30, np.int64)))
+    assert {(figure.low, figure.method) for figure in found.values()} == {(0.0, "cluster-bootstrap")}
+    assert {name: figure.high for name, figure in found.items() if name != "nll"} == {
+        "accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0, "auc": 1.0, "ece": 1.0, "brier": 2.0
+    }  # fmt: skip
+    assert found["nll"].value < found["nll"].high < np.inf
+
+
+def test_a_class_that_a_replicate_lacks_is_not_one_it_got_wrong() -> None:
+    labels = np.array([0, 0, 1, 1])
+    scores = spotless(labels).score(np.array([[1.0, 1, 0, 0], [1, 1, 1, 1]]))
+    for name in ("precision", "recall", "f1"):
+        assert getattr(scores, name).tolist() == [1.0, 1.0], name
 
 
 @pytest.mark.parametrize("name", ["nll", "auc", "brier"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from medloop_evaluator.resample import Resampling, basic, clusters, percentile, wilson
+from medloop_evaluator.resample import Resampling, basic, clusters, newcombe, percentile, wilson
 
 
 def _weights(resampling: Resampling) -> np.ndarray:
@@ -38,11 +38,16 @@ def test_same_seed_same_weights_and_blocks_do_not_change_the_number() -> None:
 def test_clusters_are_none_unless_they_say_more_than_images() -> None:
     assert clusters(["", "", ""]) is None
     assert clusters(["a", "b", "c"]) is None
-    assert clusters(["a", "a"]) is None
     numbers = clusters(["a", "", "a", ""])
     assert numbers is not None
     assert numbers[0] == numbers[2]
     assert len(set(numbers.tolist())) == 3
+
+
+def test_images_of_one_group_are_not_taken_for_independent() -> None:
+    numbers = clusters(["a"] * 5)
+    assert numbers is not None
+    assert numbers.tolist() == [0] * 5
 
 
 def test_wilson_closed_form_and_ends() -> None:
@@ -60,6 +65,18 @@ def test_wilson_covers_about_as_often_as_it_claims(share: float) -> None:
     intervals = np.array([wilson(int(successes), 400) for successes in draws])
     covered = ((intervals[:, 0] <= share) & (share <= intervals[:, 1])).mean()
     assert 0.92 <= covered <= 0.98
+
+
+def test_newcombe_agrees_with_his_published_examples() -> None:
+    # Newcombe 1998, Statistics in Medicine 17:2635, table II, method 10
+    assert newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert newcombe(54, 0, 0, 0) == pytest.approx((-0.0664, 0.0664), abs=5e-5)
+
+
+def test_newcombe_covers_about_as_often_as_it_claims() -> None:
+    counts = np.random.default_rng(0).multinomial(100, [0.8, 0.06, 0.1, 0.04], 1000)
+    intervals = np.array([newcombe(*(int(count) for count in row)) for row in counts])
+    assert 0.92 <= ((intervals[:, 0] <= -0.04) & (intervals[:, 1] >= -0.04)).mean() <= 0.99
 
 
 def test_percentile_leaves_undefined_replicates_out() -> None:

@@ -5,6 +5,9 @@ right. Without groups it is McNemar's exact test (McNemar 1947), one-sided at α
 whole groups change sides under the null hypothesis, of which McNemar's is the case of one image a group. There is no
 margin: the gate fails on evidence that the challenger is worse, and passes otherwise, so a pass on a small test split
 says little; the interval of the difference in the decision says how little.
+
+With k groups that favour one side p cannot fall below 2^-k, so with four or fewer no evidence could ever suffice, and
+those few may hold most of the images. Then a challenger that is behind fails, and a person decides.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from medloop.storage.records import RecordStore
 from numpy.typing import NDArray
 
 from medloop_evaluator.evaluate import Evaluator
-from medloop_evaluator.resample import Floats, Integers, Resampling, clusters, percentile
+from medloop_evaluator.resample import Integers, Resampling, clusters, degenerate, newcombe, percentile, wilson
 
 ALPHA = 0.05
 KIND = "gate_decisions"
@@ -46,9 +49,7 @@ class Gate:
             answers = [evaluator.answers(b, manifest, "test", lambda *_: None) for b in (bundle, old)]
             right = [a.called_rightly(manifest, b.card.classes) for a, b in zip(answers, (bundle, old), strict=True)]
             rows = [manifest.rows[row] for row in answers[0].rows]
-            number = {label: k for k, label in enumerate(manifest.classes)}
-            strata = np.array([number[row.label] for row in rows], np.int64)
-            figures = compare_paired(right[0], right[1], strata, clusters([row.group for row in rows]))
+            figures = compare_paired(right[0], right[1], clusters([row.group for row in rows]))
             return _judged(challenger, champion, dataset_id, figures)
 
         return self._keep(_decision_id(bundle.digest, old.digest, dataset_id), compare)
@@ -67,18 +68,18 @@ class Gate:
 
 
 def compare_paired(
-    challenger: NDArray[np.bool_], champion: NDArray[np.bool_], strata: Integers, groups: Integers | None
+    challenger: NDArray[np.bool_], champion: NDArray[np.bool_], groups: Integers | None
 ) -> dict[str, float]:
     """Figures of the comparison of two versions' correctness, bool [N], on the same images.
 
-    `difference` is challenger − champion in accuracy with its 95 % bootstrap interval; `p_worse` is the one-sided
-    p-value of "the challenger is not worse".
+    `difference` is challenger − champion in accuracy with its 95 % interval; `p_worse` is the one-sided p-value of
+    "the challenger is not worse". `groups` counts groups (images where they do not come in groups),
+    `informative_groups` those that favour one side, and `smallest_p` is the least `p_worse` that so many can give.
     """
     difference: Integers = challenger.astype(np.int64) - champion.astype(np.int64)
-    resampling = Resampling(strata, groups)
-    replicates: Floats = np.concatenate([w @ difference / w.sum(axis=1) for w in resampling.blocks()])
-    low, high = percentile(replicates)
+    low, high = _interval(challenger, champion, groups)
     by_group = difference if groups is None else np.bincount(groups, difference).astype(np.int64)
+    informative = int((by_group != 0).sum())
     return {
         "images": float(len(difference)),
         "challenger_accuracy": float(challenger.mean()),
@@ -89,7 +90,42 @@ def compare_paired(
         "difference_low": low,
         "difference_high": high,
         "p_worse": sign_flip_p(by_group),
+        "groups": float(len(by_group)),
+        "informative_groups": float(informative),
+        "smallest_p": 2.0**-informative,
     }
+
+
+def _interval(
+    challenger: NDArray[np.bool_], champion: NDArray[np.bool_], groups: Integers | None
+) -> tuple[float, float]:
+    """The 95 % interval of the difference in accuracy: Newcombe's of paired proportions, or the cluster bootstrap's.
+
+    Where all groups differ alike, the bootstrap has no width; then as much either way as none in so many groups allows.
+    """
+    if groups is None:
+        pairs = [challenger & champion, challenger & ~champion, ~challenger & champion, ~challenger & ~champion]
+        return newcombe(*(int(pair.sum()) for pair in pairs))
+    count = int(groups.max()) + 1
+    if count == 1:
+        return -1.0, 1.0  # one group says nothing about how groups differ
+    difference: Integers = challenger.astype(np.int64) - champion.astype(np.int64)
+    blocks = Resampling(np.zeros_like(groups), groups).blocks()
+    low, high = percentile(np.concatenate([w @ difference / w.sum(axis=1) for w in blocks]))
+    if not degenerate(low, high):
+        return low, high
+    reach = wilson(0, count)[1]
+    return max(-1.0, low - reach), min(1.0, high + reach)
+
+
+def cannot_tell(figures: dict[str, float]) -> bool:
+    """Whether no result of the test could be significant: too few groups favour one side.
+
+    Images that do not come in groups all count: four of them at most is a small loss, unless there are no more.
+    """
+    grouped = figures["groups"] < figures["images"]
+    least = figures["smallest_p"] if grouped else 0.5 ** figures["images"]
+    return bool(least >= ALPHA)
 
 
 def sign_flip_p(differences: Integers) -> float:
@@ -127,19 +163,32 @@ def _no_champion(challenger: Version, dataset_id: str) -> GateDecision:
 
 def _judged(challenger: Version, champion: Version, dataset_id: str, figures: dict[str, float]) -> GateDecision:
     worse = figures["p_worse"] < ALPHA
+    untold = figures["difference"] < 0 and cannot_tell(figures)
+    unit = "groups" if figures["groups"] < figures["images"] else "images"
+    if untold:
+        finding = (
+            f"Whether version {challenger.version} is worse than champion {champion.version} cannot be told with so "
+            f"few {unit}, so a person must decide"
+        )
+    else:
+        finding = (
+            f"Version {challenger.version} is {'' if worse else 'not '}significantly worse than champion "
+            f"{champion.version}"
+        )
     reason = (
-        f"Version {challenger.version} is {'' if worse else 'not '}significantly worse than champion "
-        f"{champion.version}: accuracy {figures['challenger_accuracy']:.4f} against "
+        f"{finding}: accuracy {figures['challenger_accuracy']:.4f} against "
         f"{figures['champion_accuracy']:.4f} on {figures['images']:.0f} test images, difference "
         f"{figures['difference']:+.4f} (95 % interval {figures['difference_low']:+.4f} to "
-        f"{figures['difference_high']:+.4f}), p = {figures['p_worse']:.3g}."
+        f"{figures['difference_high']:+.4f}), p = {figures['p_worse']:.3g}; "
+        f"{figures['informative_groups']:.0f} of {figures['groups']:.0f} {unit} favour one of them, with which p "
+        f"can be {figures['smallest_p']:.3g} at the least."
     )
     return GateDecision(
         model=challenger.model,
         challenger=challenger.version,
         champion=champion.version,
         dataset_id=dataset_id,
-        outcome="fail" if worse else "pass",
+        outcome="fail" if worse or untold else "pass",
         reason=reason,
         figures=figures,
     )

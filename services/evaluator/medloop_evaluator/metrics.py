@@ -11,12 +11,14 @@ from medloop.errors import InvalidRequest
 from medloop.schemas import ClassReport, Estimate
 from numpy.typing import NDArray
 
-from medloop_evaluator.resample import Floats, Integers, Resampling, basic, percentile, wilson
+from medloop_evaluator.resample import Floats, Integers, Resampling, basic, degenerate, percentile, wilson
 
 CALIBRATION_BINS = 15  # equal width; the usual choice since Guo et al. 2017
 _SMALLEST_PROBABILITY = 1e-12  # float32 softmax can give 0; its logarithm must stay finite
 
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece", "nll", "brier")
+_MACRO = ("precision", "recall", "f1", "auc")
+_LARGEST = {"nll": -float(np.log(_SMALLEST_PROBABILITY)), "brier": 2.0}  # of the others 1; the smallest is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,6 @@ class Scorer:
         self.correct = self.predicted == labels
         self.is_label = labels[:, None] == names  # [N, K]
         self.is_predicted = self.predicted[:, None] == names  # [N, K]
-        self.present = self.is_label.any(axis=0)  # [K]
         likelihood = np.maximum(self.probabilities[rows, labels], _SMALLEST_PROBABILITY)
         squared = ((self.probabilities - self.is_label) ** 2).sum(axis=1)
         # One matrix product gives the sums of all of these at once: [N, 3K + 2 + bins]
@@ -70,19 +71,21 @@ class Scorer:
         self._orders = [_Order.of(self.probabilities[:, k]) for k in names]
 
     def score(self, weights: Floats) -> Scores:
-        """The metrics under `weights` [B, N] ≥ 0; macro figures are means over the classes that have images."""
+        """The metrics under `weights` [B, N] ≥ 0; macro figures are means over the classes that have images
+        under these weights: a class that a replicate did not draw is not one it got wrong."""
         classes = self.probabilities.shape[1]
         sums = weights @ self._columns
         total = weights.sum(axis=1)
         hits, support, called = (sums[:, i * classes : (i + 1) * classes] for i in range(3))
         precision, recall = _ratio(hits, called), _ratio(hits, support)
         f1 = _ratio(2 * hits, called + support)
+        drawn = support > 0
         auc = np.stack([self._auc(k, weights) for k in range(classes)], axis=1)
         return Scores(
             accuracy=hits.sum(axis=1) / total,
-            precision=precision[:, self.present].mean(axis=1),
-            recall=recall[:, self.present].mean(axis=1),
-            f1=f1[:, self.present].mean(axis=1),
+            precision=_mean_of_defined(np.where(drawn, precision, np.nan)),
+            recall=_mean_of_defined(np.where(drawn, recall, np.nan)),
+            f1=_mean_of_defined(np.where(drawn, f1, np.nan)),
             auc=_mean_of_defined(auc),
             ece=np.abs(sums[:, 3 * classes + 2 :]).sum(axis=1) / total,
             nll=sums[:, 3 * classes] / total,
@@ -146,7 +149,9 @@ def estimates(scorer: Scorer, resampling: Resampling) -> dict[str, Estimate]:
 
     accuracy, precision, recall, f1 (macro), auc (macro one-versus-rest) and ece (expected calibration error of the
     top label, Naeini et al. 2015) are fractions; nll is in nats; brier is the sum over classes, in [0, 2]. Accuracy
-    has the Wilson interval, or the cluster bootstrap's where images come in groups; the rest is bootstrapped.
+    has the Wilson interval, or the cluster bootstrap's where images come in groups; the rest is bootstrapped. Where all
+    replicates are equal, as without a mistake, the interval is Wilson's for as many images or groups as there are
+    (macro figures: as the smallest class has). One group alone leaves every value possible.
     """
     point = scorer.score(np.ones((1, len(scorer.labels))))
     blocks = [scorer.score(weights) for weights in resampling.blocks()]
@@ -163,8 +168,22 @@ def estimates(scorer: Scorer, resampling: Resampling) -> dict[str, Estimate]:
             low, high = basic(value, replicates)
         else:
             low, high = percentile(replicates)
+        largest = _LARGEST.get(name, 1.0)
+        if resampling.clusters is not None and not resampling.clusters.any():
+            low, high = 0.0, largest  # one group says nothing about how groups differ
+        elif degenerate(low, high):
+            size = _units(scorer, resampling, name)
+            low, high = (largest * bound for bound in wilson(value / largest * size, size))
+            method = "wilson" if resampling.clusters is None else "cluster-wilson"
         found[name] = Estimate(value=value, low=low, high=high, method=method)
     return found
+
+
+def _units(scorer: Scorer, resampling: Resampling, name: str) -> int:
+    """How many independent images or groups a metric rests on; a macro figure on no more than its smallest class."""
+    if name not in _MACRO:
+        return len(np.unique(resampling.units))
+    return min(len(np.unique(resampling.units[scorer.labels == k])) for k in np.unique(scorer.labels))
 
 
 def per_class(scorer: Scorer) -> list[ClassReport]:

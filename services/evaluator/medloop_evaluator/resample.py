@@ -23,13 +23,12 @@ _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 def clusters(groups: list[str]) -> Integers | None:
     """Number the groups: int64 [N]. An image without a group ("") is one of its own.
 
-    None when resampling by group would say nothing else than by image, or nothing at all: no two images share a
-    group, or all do.
+    None when no two images share a group: resampling by group would say nothing else than by image. All images in
+    one group stay one group, of which resampling says nothing; whoever makes an interval must see to that.
     """
     keys = [f"group {group}" if group else f"image {index}" for index, group in enumerate(groups)]
     _, numbers = np.unique(np.array(keys, dtype=np.str_), return_inverse=True)
-    count = len(np.unique(numbers))
-    return numbers.astype(np.int64) if 1 < count < len(groups) else None
+    return numbers.astype(np.int64) if len(np.unique(numbers)) < len(groups) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,11 @@ class Resampling:
     clusters: Integers | None
     replicates: int = REPLICATES
     seed: int = 0
+
+    @property
+    def units(self) -> Integers:
+        """Which independent unit each image belongs to, int64 [N]: its group, or itself."""
+        return np.arange(len(self.strata)) if self.clusters is None else self.clusters
 
     @property
     def method(self) -> Literal["bootstrap", "cluster-bootstrap"]:
@@ -72,8 +76,12 @@ def _draw(rng: np.random.Generator, count: int, items: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=count * items).reshape(count, items).astype(np.float64)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) when nothing was tried."""
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) when nothing was tried.
+
+    `successes` may be a fraction: of all figures in [0, 1] with the same mean a proportion varies most, so that the
+    interval of any other is no wider.
+    """
     if trials == 0:
         return 0.0, 1.0
     share = successes / trials
@@ -82,6 +90,36 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     half = _Z95 * sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / scale
     # At the ends the bound is exactly 0 or 1; rounding must not put it a hair inside.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """The 95 % score interval of the difference first − second of two paired proportions (Newcombe 1998, method 10).
+
+    The arguments count pairs: both succeeded, only the first, only the second, neither; at least one pair.
+    """
+    pairs = both + first + second + neither
+    share_1, share_2 = (both + first) / pairs, (both + second) / pairs
+    low_1, high_1 = wilson(both + first, pairs)
+    low_2, high_2 = wilson(both + second, pairs)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    product = float(both * neither - first * second)
+    if product > 0:
+        product = max(0.0, product - pairs / 2)  # his continuity correction
+    correlation = product / sqrt(margins) if margins else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return sqrt(max(0.0, a * a - 2 * correlation * a * b + b * b))
+
+    difference = (first - second) / pairs
+    return (
+        difference - reach(share_1 - low_1, high_2 - share_2),
+        difference + reach(high_1 - share_1, share_2 - low_2),
+    )
+
+
+def degenerate(low: float, high: float) -> bool:
+    """Whether an interval has no width: all replicates were the same, which is no proof that all images are."""
+    return high - low < 1e-9  # rounding of sums in another order
 
 
 def percentile(replicates: Floats) -> tuple[float, float]:
