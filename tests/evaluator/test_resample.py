@@ -68,7 +68,7 @@ def test_wilson_covers_about_as_often_as_it_claims(share: float) -> None:
 
 
 def test_newcombe_agrees_with_his_published_examples() -> None:
-    # Newcombe 1998, Statistics in Medicine 17:2635, table II, method 10
+    # Newcombe 1998, Statistics in Medicine 17:2635, method 10
     assert newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
     assert newcombe(54, 0, 0, 0) == pytest.approx((-0.0664, 0.0664), abs=5e-5)
 
