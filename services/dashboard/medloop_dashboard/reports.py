@@ -59,7 +59,7 @@ def metric_table(report: EvaluationReport) -> pd.DataFrame:
 def class_table(report: EvaluationReport) -> pd.DataFrame:
     """Figures by class; precision and recall with intervals, unless images come in groups (then they are not
     independent, and the interval would be too narrow)."""
-    independent = all(estimate.method != "cluster-bootstrap" for estimate in report.metrics.values())
+    independent = not any(estimate.method.startswith("cluster-") for estimate in report.metrics.values())
     called = np.asarray(report.confusion, np.int64).sum(axis=0)
     return pd.DataFrame(
         [
