@@ -129,6 +129,8 @@ def environment(home: Path, model: str, addresses: dict[str, str]) -> dict[str, 
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Its server's own background jobs (scoring of chats) would be more processes that nobody here asks for.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # Threads that wait for each other sleep: spinning would take the cores from the neighbours.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
     }
 
