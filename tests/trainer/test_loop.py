@@ -59,7 +59,7 @@ def test_what_differs_is_learnt_and_the_best_epoch_is_kept(images: Images, devic
     assert [epoch.number for epoch in seen] == [1, 2, 3, 4]
     kept = score(logits_of(network, images.pixels[images.val], device), images.labels[images.val])
     assert kept.loss == pytest.approx(found.best.val.loss, rel=1e-6)
-    assert calls[-1] == ("training", 16, 16)
+    assert calls[-1] == ("training", 160, 160)
     assert found.images_per_second > 0
 
 

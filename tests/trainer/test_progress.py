@@ -8,7 +8,7 @@ from medloop_trainer.progress import bars
 def shown(monkeypatch: pytest.MonkeyPatch, forced: bool | None) -> str:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     with bars(forced) as progress:
         progress("training", 0, 40)
         progress("training", 30, 40)

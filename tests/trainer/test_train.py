@@ -16,7 +16,7 @@ from medloop.data.build import build_dataset
 from medloop.data.cache import open_cache
 from medloop.data.manifest import Manifest, load_manifest
 from medloop.data.sources import phantom_source
-from medloop.errors import InvalidDataset, InvalidRequest, NotFound, TrackingUnavailable
+from medloop.errors import InvalidDataset, InvalidRequest, NotFound, StorageUnavailable, TrackingUnavailable
 from medloop.nets import rebuild
 from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, TAG_OUTCOME, Registry
 from medloop.storage.objects import ObjectStore
@@ -124,7 +124,7 @@ def wait_for_first_epoch(registry: Registry, process: "subprocess.Popen[bytes]")
 
 
 @pytest.mark.usefixtures("tracking_uri")
-def test_a_run_that_fails_says_why(dataset: Manifest, registry: Registry) -> None:
+def test_a_run_that_fails_says_why(dataset: Manifest, registry: Registry, home: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"absent\.pth cannot be read"):
         run_in_process(dataset.id, architecture="resnet18", pretrained="absent.pth")
     experiment = registry.client.get_experiment_by_name("phantoms")
@@ -132,6 +132,16 @@ def test_a_run_that_fails_says_why(dataset: Manifest, registry: Registry) -> Non
     [run] = registry.client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
     assert "absent.pth cannot be read" in run.data.tags[TAG_OUTCOME]
+    assert not list((home / "training").iterdir())
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_a_home_that_cannot_be_written_is_told_before_the_training(dataset: Manifest, home: Path) -> None:
+    (home / "training").write_text("in the way")
+    started = time.monotonic()
+    with pytest.raises(StorageUnavailable, match="cannot be read or written"):
+        run_in_process(dataset.id, epochs=5000)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.usefixtures("tracking_uri")

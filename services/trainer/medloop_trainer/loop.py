@@ -83,7 +83,8 @@ def fit(
     augment = Augmentation(recipe, network.architecture.classes)
     optimizer = _optimizer(network, recipe)
     steps = recipe.epochs * count_batches(len(images.train), recipe)
-    step, epochs, best, best_weights, busy = 0, list[Epoch](), None, {}, 0.0
+    step, shown, busy = 0, 0, 0.0
+    epochs, best, best_weights = list[Epoch](), None, {}
     for number in range(1, recipe.epochs + 1):
         network.train()
         started, losses = time.perf_counter(), []
@@ -94,9 +95,9 @@ def fit(
             pixels, labels = _load(images, rows, device)
             inputs, targets = augment(pixels, labels, mix=number <= recipe.cutmix_epochs())
             losses.append(_step(network, optimizer, inputs, targets, recipe, device))
-            step += 1
+            step, shown = step + 1, shown + len(rows)
             if progress:
-                progress("training", step, steps)
+                progress("training", shown, recipe.epochs * len(images.train))
         seconds = time.perf_counter() - started
         busy += seconds
         _check_finite(losses, number, recipe)

@@ -6,16 +6,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 
@@ -48,13 +47,15 @@ class Bars:
             self._progress.update(task, total=1, completed=1)
 
 
-class RateColumn(ProgressColumn):
-    """Things a second, over the whole step."""
+class CountColumn(ProgressColumn):
+    """How many of how many, and how many a second over the whole step; empty where there is nothing to count."""
 
     def render(self, task: Task) -> Text:
-        if task.total is None or not task.elapsed or not task.completed:
+        if task.total is None or task.total <= 1:
             return Text("")
-        return Text(f"{task.completed / task.elapsed:,.0f}/s")
+        seconds = task.finished_time or task.elapsed
+        rate = f"{task.completed / seconds:,.0f}/s" if seconds else ""
+        return Text(f"{task.completed:,.0f}/{task.total:,.0f} {rate}")
 
 
 @contextmanager
@@ -63,12 +64,10 @@ def bars(forced: bool | None = None) -> Iterator[Bars]:
     console = Console(stderr=True, force_terminal=forced or None)
     columns = (
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description:<18}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=10),  # all columns fit in 80
+        CountColumn(Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
     hidden = forced is False or not console.is_terminal

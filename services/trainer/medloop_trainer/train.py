@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medloop.bundle import Bundle, Card
+from medloop.bundle import CARD, Bundle, Card
 from medloop.data.cache import Cache, open_cache
 from medloop.data.leaks import load_leaks
 from medloop.data.manifest import Manifest, load_manifest
@@ -19,6 +19,7 @@ from medloop.errors import InvalidRequest, MedLoopError, NotFound
 from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, Registry, Version
 from medloop.schemas import Name, now
 from medloop.settings import HomeSettings, StorageSettings, TrackingSettings
+from medloop.storage.disk import disk_errors
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.vision.prepare import PreparationSpec
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -108,6 +109,7 @@ def train(settings: TrainerSettings, dataset_id: str, model: str, options: Optio
         TrackingUnavailable: MLflow does not answer; asked first, before anything is computed.
         NotFound: no such data set version in that lineage.
         InvalidDataset, InvalidRequest: nothing can be learnt from it, or not with these options.
+        StorageFull, StorageUnavailable: objects or the home folder cannot be used.
         TrainingFailed: the loss was no number, or the exported network is not the trained one.
     """
     _check_name(model)
@@ -119,15 +121,13 @@ def train(settings: TrainerSettings, dataset_id: str, model: str, options: Optio
         torch_ready = background.submit(_import_torch)
         material = _gather(settings, objects, dataset_id, model, options, bars)
         torch_ready.result()
-    with _run(registry, model, dataset_id) as run:
+    with _run(registry, model, dataset_id) as run, _workplace(settings.home.home / "training" / run.id) as folder:
         with clock.step("train"):
             trained = _learn(material, options, run, bars)
-        folder = settings.home.home / "training" / run.id
         with clock.step("export"), bars.waiting("exporting"):
             bundle = _export(folder, material, trained, run)
         with clock.step("register"), bars.waiting("registering"):
             version = _register(registry, run, bundle, material, trained, objects, model)
-    shutil.rmtree(folder)
     return _result(version, bundle, trained, clock)
 
 
@@ -171,6 +171,22 @@ def _run(registry: Registry, model: str, dataset_id: str) -> Iterator[Run]:
     run.finish()
 
 
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """An empty folder for the bundle. It goes in the end, unless it holds a bundle that could not be registered."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        except BaseException:
+            if (folder / CARD).exists():
+                log.warning("the trained bundle was not registered; it is kept in %s", folder)
+            else:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
 def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Trained:
     import torch
     from medloop.nets import Architecture, ServedNetwork, build
@@ -200,7 +216,7 @@ def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Traine
 
     def report(epoch: "Epoch") -> None:
         run.log_epoch(epoch)
-        bars.note("training", f"epoch {epoch.number}/{recipe.epochs}, val accuracy {epoch.val.accuracy:.4f}")
+        bars.note("training", f"epoch {epoch.number}/{recipe.epochs}, val {epoch.val.accuracy:.4f}")
         log.info("epoch", extra={"epoch": epoch.number, "val_loss": epoch.val.loss, "accuracy": epoch.val.accuracy})
 
     images = Images(cache.images, cache.labels, material.rows.train, material.rows.val)
