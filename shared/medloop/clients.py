@@ -192,15 +192,30 @@ class EvaluatorClient(_JobClient):
         return self._post("/gate", GateCreate(model=model, version=version), GateDecision)
 
     def approve(
-        self, model: str, version: str, *, approver: str, bootstrap: bool = False, override: str | None = None
+        self,
+        model: str,
+        version: str,
+        *,
+        approver: str,
+        bootstrap: bool = False,
+        override: str | None = None,
+        champion: str | None = None,
     ) -> Approval:
+        """Make `version` the champion; `champion` is the one that was seen, and raises Conflict if it is not now."""
         request = ApprovalCreate(
-            model=model, version=version, approver=approver, bootstrap=bootstrap, override=override
+            model=model,
+            version=version,
+            approver=approver,
+            bootstrap=bootstrap,
+            override=override,
+            champion=champion,
         )
         return self._post("/approvals", request, Approval)
 
-    def rollback(self, model: str, *, approver: str, reason: str = "") -> Approval:
-        return self._post("/rollback", RollbackCreate(model=model, approver=approver, reason=reason), Approval)
+    def rollback(self, model: str, *, approver: str, reason: str = "", champion: str | None = None) -> Approval:
+        """Leave `champion`, the one that was seen, for the one before; asking again changes nothing more."""
+        request = RollbackCreate(model=model, approver=approver, reason=reason, champion=champion)
+        return self._post("/rollback", request, Approval)
 
     def timeline(self, model: str) -> list[TimelineEntry]:
         return self._list(f"/timeline/{model}", TimelineEntry)

@@ -128,7 +128,8 @@ class ServedModel(Answer):
 
 
 class Estimate(BaseModel):
-    """A figure with its 95 % interval and how that was found (`wilson`, `bootstrap`, `cluster-bootstrap`)."""
+    """A figure with its 95 % interval and how that was found (`wilson`, `bootstrap`, `cluster-wilson`,
+    `cluster-bootstrap`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -278,12 +279,16 @@ class ApprovalCreate(Request):
     """The demo's first champion: signed as `bootstrap`, not as a person, and refused where a champion exists."""
     override: str | None = Field(default=None, max_length=2000)
     """Why this version is approved although the gate failed."""
+    champion: Version | None = None
+    """The champion that the person saw: refused when it is another one by now."""
 
 
 class RollbackCreate(Request):
     model: Name
     approver: Person
     reason: str = Field(default="", max_length=2000)
+    champion: Version | None = None
+    """The champion that the person wants to leave; saying so makes it safe to ask again."""
 
 
 class Approval(Answer):

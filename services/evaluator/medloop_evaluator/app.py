@@ -130,8 +130,11 @@ def _decisions(approver: Approver) -> APIRouter:
         return approval
 
     @router.post("/rollback", status_code=status.HTTP_201_CREATED, summary="Bring back the champion before this one")
-    def rollback(request: RollbackCreate) -> Approval:
-        return approver.rollback(request)
+    def rollback(request: RollbackCreate, response: Response) -> Approval:
+        approval, new = approver.rollback(request)
+        if not new:
+            response.status_code = status.HTTP_200_OK
+        return approval
 
     @router.get("/timeline/{model}", summary="Who made what the champion, when and why")
     def timeline(model: Name) -> list[TimelineEntry]:

@@ -7,9 +7,12 @@ its signature verifies, and if the version it names is still the bundle that was
 
 import logging
 from dataclasses import dataclass
+from hashlib import sha256
+from uuid import UUID
 
 from medloop.approvals import Verifier
 from medloop.errors import Conflict, NotFound, UntrustedModel
+from medloop.log import request_id
 from medloop.registry import CHALLENGER, CHAMPION, PREVIOUS, TAG_APPROVAL, TAG_DIGEST, Registry, State, Version
 from medloop.schemas import Approval
 from medloop.storage.records import RecordStore, scan
@@ -20,6 +23,15 @@ logger = logging.getLogger(__name__)
 KIND = "approvals"
 
 
+def audit_id(approval: Approval) -> str:
+    """A UUIDv7 (RFC 9562, 5.7) of the moment of approval, its other bits from the approval's id: always the same for
+    one approval, so that its event is put once, and in the order of time among the others."""
+    milliseconds = int(approval.created_at.timestamp() * 1000)
+    rest = int.from_bytes(sha256(approval.id.encode()).digest()[:10])
+    bits = (milliseconds << 80 | rest) & ~(0xF << 76) & ~(0x3 << 62) | (0x7 << 76) | (0x2 << 62)
+    return str(UUID(int=bits))
+
+
 def approval_id(model: str, sequence: int) -> str:
     """Sorts by sequence within one model."""
     return f"{model}:{sequence:09d}"
@@ -27,9 +39,11 @@ def approval_id(model: str, sequence: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """`champion`: the newest approval with the version it speaks of, None when there is none or that version is gone;
-    `previous`: the newest approval of another version, where a rollback goes; `sequence`: the highest number taken."""
+    """`newest`: the approval in force, None when nothing was ever approved; `champion`: the same with the version it
+    speaks of, None when that version is gone or another bundle by now; `previous`: the newest approval of another
+    version, where a rollback goes; `sequence`: the highest number taken."""
 
+    newest: Approval | None
     champion: tuple[Approval, Version] | None
     previous: tuple[Approval, Version] | None
     sequence: int
@@ -50,12 +64,13 @@ class Ledger:
         state = self.registry.state(model)
         if state is None:
             raise NotFound(f"Model {model} is not registered in MLflow; train it first.")
-        known = {approval.id: approval for approval in self.history(model)}
-        # Where records were lost, the tag still knows the newest.
-        if (tagged := _tagged(state)) is not None and tagged.model == model:
+        recorded = self.history(model)
+        known = {approval.id: approval for approval in recorded if self._verifies(approval)}
+        # Where records were lost, the tag still knows the newest; what anybody wrote into it counts for nothing.
+        if (tagged := _tagged(state)) is not None and tagged.model == model and self._verifies(tagged):
             known.setdefault(tagged.id, tagged)
-        sequence = max((approval.sequence for approval in known.values()), default=0)
-        signed = sorted(filter(self._verifies, known.values()), key=lambda approval: approval.sequence, reverse=True)
+        sequence = max((approval.sequence for approval in (*recorded, *known.values())), default=0)
+        signed = sorted(known.values(), key=lambda approval: approval.sequence, reverse=True)
         versions = {version.version: version for version in self.registry.versions(model)}
         # A version that was deleted, or a number that now means another bundle, is not what was approved.
         pairs = [
@@ -63,9 +78,10 @@ class Ledger:
             for approval in signed
             if (found := versions.get(approval.version)) and found.tags.get(TAG_DIGEST) == approval.bundle_digest
         ]
-        champion = pairs[0] if pairs and pairs[0][0] is signed[0] else None
-        others = (pair for pair in pairs if champion is None or pair[1].version != champion[1].version)
-        return Standing(champion, next(others, None), sequence)
+        newest = signed[0] if signed else None
+        champion = pairs[0] if pairs and pairs[0][0] is newest else None
+        others = (pair for pair in pairs if newest is None or pair[1].version != newest.version)
+        return Standing(newest, champion, next(others, None), sequence)
 
     def append(self, approval: Approval) -> None:
         """Put the approval on record; raises Conflict when its number was taken in the meantime."""
@@ -74,11 +90,15 @@ class Ledger:
                 f"Somebody else changed the champion of {approval.model} at the same moment; look at the timeline "
                 "and decide again."
             )
+        self._audit(approval, request_id.get())
 
     def settle(self, model: str) -> Standing:
-        """Make MLflow's tags and aliases say what the ledger says: after an approval, after one that was cut off
-        half way, and after an alias was moved by hand."""
+        """Make the audit events and MLflow's tags and aliases say what the ledger says: after an approval, after one
+        that was cut off half way, and after an alias was moved by hand."""
         standing = self.standing(model)
+        if standing.newest is not None:
+            # Only missing where the approval was cut off; which request that was is not known any more.
+            self._audit(standing.newest, None)
         if standing.champion is None:
             return standing
         (approval, version), previous = standing.champion, standing.previous
@@ -95,6 +115,19 @@ class Ledger:
         if state.aliases.get(CHALLENGER) == version.version:
             self.registry.delete_alias(model, CHALLENGER)
         return standing
+
+    def _audit(self, approval: Approval, request: str | None) -> None:
+        event = {
+            "type": approval.action,
+            "model": approval.model,
+            "actor": approval.approver,
+            "version": approval.version,
+            "approval": approval.id,
+            "reason": approval.reason,
+            "request_id": request,
+            "created_at": approval.created_at.isoformat(),
+        }
+        self.records.put_once("audit", audit_id(approval), event)
 
     def _verifies(self, approval: Approval) -> bool:
         try:

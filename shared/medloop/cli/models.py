@@ -12,7 +12,7 @@ from medloop.clients import EvaluatorClient, ExplainerClient
 from medloop.data.manifest import load_manifest
 from medloop.errors import InvalidRequest
 from medloop.pipeline import Training, run_trainer
-from medloop.registry import CHALLENGER
+from medloop.registry import CHALLENGER, CHAMPION
 from medloop.schemas import EvaluationReport, ExplanationCreate
 from medloop.stack import environment
 
@@ -81,7 +81,11 @@ def approve(
     found = context.version(context.model(model or None), version or None, CHALLENGER)
     with EvaluatorClient(context.addresses["evaluator"]) as evaluator:
         signed = evaluator.approve(
-            found.model, found.version, approver=approver or user_name(), override=override or None
+            found.model,
+            found.version,
+            approver=approver or user_name(),
+            override=override or None,
+            champion=_champion(context, found.model),
         )
     show(signed.model_dump(mode="json"), as_json, f"{signed.model} version {signed.version} is the champion.")
 
@@ -94,9 +98,18 @@ def rollback(
 ) -> None:
     """Go back to the champion before this one."""
     context = Context()
+    name = context.model(model or None)
     with EvaluatorClient(context.addresses["evaluator"]) as evaluator:
-        signed = evaluator.rollback(context.model(model or None), approver=approver or user_name(), reason=reason)
+        signed = evaluator.rollback(
+            name, approver=approver or user_name(), reason=reason, champion=_champion(context, name)
+        )
     show(signed.model_dump(mode="json"), as_json, f"{signed.model} is back at version {signed.version}.")
+
+
+def _champion(context: Context, model: str) -> str | None:
+    """The champion as it is now: what the person means to replace or to leave."""
+    found = context.registry.at_alias(model, CHAMPION)
+    return None if found is None else found.version
 
 
 def _options(arguments: list[str]) -> dict[str, str]:

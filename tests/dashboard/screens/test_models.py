@@ -50,7 +50,7 @@ def test_approving_takes_gate_name_and_confirmation(page: Page, fakes: Fakes, st
     assert button(app, "Approve version 3").disabled, "the gate was not asked yet"
     button(app, "Compare with the champion").click().run()
     button(app, "Approve version 3").click().run()
-    assert [(a.version, a.approver, a.override) for a in fakes.approvals] == [("3", "Grace", None)]
+    assert [(a.version, a.approver, a.override, a.champion) for a in fakes.approvals] == [("3", "Grace", None, "2")]
     assert "Approved version 3" in app.success[0].proto.title
     app.run()
     assert len(fakes.approvals) == 1
@@ -89,8 +89,8 @@ def test_rolling_back_takes_name_reason_and_confirmation(page: Page, fakes: Fake
     app.text_area(key="rollback-reason").input("It calls dark images bright").run()
     app.checkbox(key="back-1").check().run()
     button(app, "Roll back to version 1").click().run()
-    assert [(r.model, r.approver, r.reason) for r in fakes.rollbacks] == [
-        ("tiny", "Grace", "It calls dark images bright")
+    assert [(r.model, r.approver, r.reason, r.champion) for r in fakes.rollbacks] == [
+        ("tiny", "Grace", "It calls dark images bright", "2")
     ]
     assert "Rolled back to version 1" in app.success[0].proto.title
 

@@ -15,7 +15,7 @@ from medloop_dashboard.wording import logged, moment, plain, short
 REFRESH_SECONDS = 3.0
 OUTCOMES = {
     "pass": "Passed: not significantly worse than the champion",
-    "fail": "Failed: significantly worse than the champion",
+    "fail": "Failed: approving it needs a reason",
     "no-champion": "Nothing to compare with: there is no champion yet",
 }
 GATE = {"pass": "passed", "fail": "failed", "no-champion": "no champion yet"}
@@ -116,10 +116,16 @@ def _show_approve(model: str, rows: list[VersionRow]) -> None:
         st.caption(
             "To approve: compare with the champion first, give your name and confirm; a failed gate needs a reason."
         )
-    if st.button(f"Approve version {plain(str(version))}", type="primary", disabled=not ready):
+    champion = _champion(rows)
+    # The champion is part of the button: a click made while another one was shown is not one on this.
+    key = f"approve-{version}-over-{champion}"
+    if st.button(f"Approve version {plain(str(version))}", type="primary", disabled=not ready, key=key):
+        evaluator = connections().evaluator
         _act(
             "The version was not approved",
-            outcome(lambda: connections().evaluator.approve(model, str(version), approver=approver, override=override)),
+            outcome(
+                lambda: evaluator.approve(model, str(version), approver=approver, override=override, champion=champion)
+            ),
         )
 
 
@@ -153,11 +159,18 @@ def _show_rollback(model: str, rows: list[VersionRow]) -> None:
     approver = st.text_input("Your name", max_chars=200, key="rollback-approver").strip()
     reason = st.text_area("Reason", max_chars=2000, height=80, key="rollback-reason").strip()
     confirmed = st.checkbox(f"I want version {plain(target)} to answer in production again", key=f"back-{target}")
-    if st.button(f"Roll back to version {plain(target)}", disabled=not (approver and reason and confirmed)):
+    champion = _champion(rows)
+    ready = bool(approver and reason and confirmed)
+    if st.button(f"Roll back to version {plain(target)}", disabled=not ready, key=f"rollback-{champion}-to-{target}"):
+        evaluator = connections().evaluator
         _act(
             "Nothing was rolled back",
-            outcome(lambda: connections().evaluator.rollback(model, approver=approver, reason=reason)),
+            outcome(lambda: evaluator.rollback(model, approver=approver, reason=reason, champion=champion)),
         )
+
+
+def _champion(rows: list[VersionRow]) -> str | None:
+    return next((row.version for row in rows if CHAMPION in row.aliases), None)
 
 
 def _act(failure: str, result: Approval | MedLoopError) -> None:
