@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from medloop import cli
 from medloop.cli.output import run
 from medloop.errors import Conflict, InvalidDataset, Issue
 from medloop.http import Readiness, create_app
+from medloop.registry import CHAMPION, Registry
 from medloop.schemas import ModelRef, Prediction, PredictionBatch, PredictionItem, Problem
 from medloop.settings import ServerSettings
-from medloop.testing import free_port, live_server
+from medloop.testing import free_port, live_server, register_bundle, tiny_bundle
 from medloop.vision.encode import encode_png_canonical
 from medloop.vision.phantoms import CLASSES, phantom
 
@@ -110,6 +111,33 @@ def test_predict_shows_answers_and_refusals_and_ends_with_the_refusals_status(
     status, out, _ = medloop("predict", str(folder / "0.png"), str(folder / "1.png"))
     assert "75.0%" in out
     assert "Truncated" in out
+
+
+@pytest.mark.parametrize("command", [["approve", "tiny", "3"], ["rollback", "tiny"]])
+def test_approving_and_rolling_back_name_the_champion_of_now(
+    medloop: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for number in range(3):
+        register_bundle(registry, tiny_bundle(tmp_path / f"{number}", bias=float(number)))
+    registry.set_alias("tiny", CHAMPION, "2")
+    router, asked = APIRouter(), []
+
+    @router.post("/approvals")
+    @router.post("/rollback")
+    async def answer(request: Request) -> None:
+        asked.append(await request.json())
+        raise Conflict("Somebody was quicker.")
+
+    with live_server(create_app("fake", ServerSettings(), routers=[router], readiness=Readiness())) as address:
+        monkeypatch.setenv("MEDLOOP_EVALUATOR_URL", address)
+        assert "Somebody was quicker" in medloop(*command)[2]
+    assert [body["champion"] for body in asked] == ["2"]
+
+
+def test_without_a_model_no_option_is_told_that_there_is_not(medloop: Any) -> None:
+    _, _, err = medloop("rollback")
+    assert "No model is known here yet" in err
+    assert "--model" not in err
 
 
 def test_a_file_that_is_not_there(medloop: Any) -> None:

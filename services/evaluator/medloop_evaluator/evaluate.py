@@ -61,9 +61,17 @@ class Evaluator:
         except NotFound as exc:
             raise NotFound(
                 f"{version.model} version {version.version} was not evaluated on {split} yet; "
-                f"run: medloop evaluate --version {version.version}"
+                f"run: medloop evaluate {version.model} {version.version}"
             ) from exc
         return EvaluationReport.model_validate_json(document)
+
+    def reported(self, version: Version, split: Split) -> bool:
+        """Whether there is a report."""
+        try:
+            self.report(version, split)
+        except NotFound:
+            return False
+        return True
 
     def answers(self, bundle: Bundle, manifest: Manifest, split: Split, progress: Progress) -> Answers:
         """What the bundle's network answers on `split` of any version of its lineage."""

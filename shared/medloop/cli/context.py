@@ -57,7 +57,7 @@ class Context:
     def model(self, given: str | None) -> str:
         name = given or self.last_model()
         if name is None:
-            raise InvalidRequest("No model is known here yet: name one with --model, or run medloop demo first.")
+            raise InvalidRequest("No model is known here yet: name one, or run medloop demo first.")
         return name
 
     def version(self, model: str, given: str | None, *aliases: str) -> Version:

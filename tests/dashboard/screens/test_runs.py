@@ -96,7 +96,8 @@ def test_visualizations(opened: Callable[[str], AppTest], fakes: Fakes, texts: T
 
 
 @pytest.mark.parametrize(
-    ("tab", "hint"), [("Evaluation", "medloop evaluate"), ("Explanations", "medloop explain"), ("Metrics", None)]
+    ("tab", "hint"),
+    [("Evaluation", "medloop evaluate tiny 1"), ("Explanations", "medloop explain tiny 1"), ("Metrics", None)],
 )
 def test_a_run_that_was_only_trained(
     opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts, tab: str, hint: str | None

@@ -123,7 +123,7 @@ def evaluation(model: str, row: VersionRow) -> None:
     files = cached.files(row.run_id)
     splits = evaluated_splits(files)
     if not splits:
-        st.info(f"Version {plain(row.version)} was not evaluated yet. Run `medloop evaluate --version {row.version}`.")
+        st.info(plain(f"Version {row.version} was not evaluated yet. Run: medloop evaluate {model} {row.version}"))
         return
     split = splits[0] if len(splits) == 1 else st.segmented_control("Split", splits, default=splits[0], required=True)
     report = read_report(cached.artifact(row.run_id, f"{FOLDER}/{split}/report.json"))
@@ -249,7 +249,7 @@ def _show_leaks(row: VersionRow) -> None:
 
 def explanations(model: str, row: VersionRow) -> None:
     if EXPLANATION_INDEX not in {file.path for file in cached.files(row.run_id)}:
-        st.info(f"Version {plain(row.version)} has no explanations yet. Run `medloop explain --version {row.version}`.")
+        st.info(plain(f"Version {row.version} has no explanations yet. Run: medloop explain {model} {row.version}"))
         return
     index = read_explanations(cached.artifact(row.run_id, EXPLANATION_INDEX))
     st.caption(plain(f"{len(index.images)} images of split {index.split}; {moment(index.created_at)}."))
