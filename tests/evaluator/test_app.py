@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from medloop.approvals import Verifier
 from medloop.data.manifest import Manifest
+from medloop.errors import StorageUnavailable
+from medloop.http import Readiness
 from medloop.registry import (
     CHAMPION,
     PREVIOUS,
@@ -26,7 +28,7 @@ from medloop.storage.objects import ObjectStore
 from medloop.storage.records import RecordStore
 from medloop.testing import asgi_client, tiny_probabilities
 from medloop.vision.prepare import PreparationSpec, prepare
-from medloop_evaluator.app import create_app
+from medloop_evaluator.app import create_app, keep_checking
 from medloop_evaluator.settings import EvaluatorSettings
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +115,37 @@ async def test_an_evaluation_is_done_once(client: httpx.AsyncClient, register: R
     other = await evaluate(client, "1", split="val")
     assert again["id"] == first["id"]
     assert other["id"] != first["id"]
+
+
+async def test_a_report_that_was_lost_is_made_again(
+    client: httpx.AsyncClient, register: RegisterVersion, home: Path
+) -> None:
+    register()
+    first = await evaluate(client, "1")
+    for kept in (home / "objects" / "evaluations").rglob("report.json*"):
+        kept.unlink()
+    assert (await client.get(f"/reports/{MODEL}/1")).status_code == 404
+    second = await evaluate(client, "1")
+    assert second["id"] != first["id"]
+    assert (await client.get(f"/reports/{MODEL}/1")).status_code == 200
+    assert (await evaluate(client, "1"))["id"] in (first["id"], second["id"])  # nothing is missing now
+
+
+async def test_another_bundle_under_the_same_number_is_another_evaluation(
+    client: httpx.AsyncClient,
+    register: RegisterVersion,
+    registry: Registry,
+    newer_dataset: Manifest,
+) -> None:
+    register()
+    assert (await evaluate(client, "1"))["status"] == "succeeded"
+    old = (await client.get(f"/reports/{MODEL}/1")).json()
+    registry.client.delete_registered_model(MODEL)
+    assert register(bias=3.0, dataset_id=newer_dataset.id).version == "1"
+    assert (await evaluate(client, "1"))["status"] == "succeeded"
+    new = (await client.get(f"/reports/{MODEL}/1")).json()
+    assert new["model"]["dataset_id"] == newer_dataset.id
+    assert new["model"]["bundle_digest"] != old["model"]["bundle_digest"]
 
 
 async def test_unknown_versions_and_bad_requests_are_told_apart(
@@ -351,6 +384,31 @@ async def test_readiness_follows_the_self_check(client: httpx.AsyncClient) -> No
             break
         await asyncio.sleep(0.05)
     assert answer.json() == {"status": "ready"}
+
+
+async def test_the_self_check_outlives_what_nobody_expected(caplog: pytest.LogCaptureFixture) -> None:
+    readiness, problems = Readiness(), [RuntimeError("a bug"), StorageUnavailable("The disk is gone.")]
+
+    def check() -> None:
+        if problems:
+            raise problems[0]
+
+    checking = asyncio.create_task(keep_checking(readiness, [check], seconds=0.01))
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    await until(lambda: "unexpectedly" in (readiness.reason or ""))
+    assert "a bug" in caplog.text
+    problems.pop(0)
+    await until(lambda: readiness.reason == "The disk is gone.")
+    problems.pop(0)
+    await until(lambda: readiness.ready)
+    checking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await checking
 
 
 async def test_mlflow_unreachable_is_told_with_503(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

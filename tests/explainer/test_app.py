@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from medloop.bundle import Bundle, Network
 from medloop.data.manifest import Manifest
-from medloop.registry import CHAMPION, Registry, Version
+from medloop.registry import CHAMPION, TAG_DIGEST, Registry, Version
 from medloop.schemas import Explanation, ExplanationIndex
 from medloop.storage.objects import ObjectStore
 from medloop.testing import asgi_client
@@ -183,6 +183,20 @@ async def test_a_set_leaves_overlays_values_and_an_index(
     assert float(table[0]["deletion"]) == index.images[0].attributions[0].quality["deletion"]
     again = await client.post("/explanations", json={**ONE, "images": 4})
     assert again.json()["id"] == job["id"]
+
+
+async def test_a_set_that_was_lost_or_is_of_another_bundle_is_made_anew(
+    client: httpx.AsyncClient, version: Version, dataset: Manifest, registry: Registry, tmp_path: Path
+) -> None:
+    first = await explain_set(client, rows=[5])
+    index = next(tmp_path.glob("mlruns/**/explanations/index.json"))
+    index.unlink()
+    second = await explain_set(client, rows=[5])
+    assert (second["status"], second["id"] != first["id"]) == ("succeeded", True)
+    assert index.is_file()
+    assert (await explain_set(client, rows=[5]))["id"] in (first["id"], second["id"])  # nothing is missing now
+    registry.set_tag("phantoms", "1", TAG_DIGEST, "0" * 64)  # as if the number had come to mean another bundle
+    assert (await explain_set(client, rows=[5]))["id"] not in (first["id"], second["id"])
 
 
 async def test_a_set_of_named_rows_and_of_rows_that_are_not_there(

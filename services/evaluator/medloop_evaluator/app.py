@@ -1,6 +1,7 @@
 """The evaluator's API: parses, calls, returns."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,7 +13,7 @@ from medloop.errors import MedLoopError
 from medloop.http import Readiness
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
-from medloop.registry import Registry
+from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry
 from medloop.schemas import (
     Approval,
     ApprovalCreate,
@@ -34,6 +35,8 @@ from medloop_evaluator.evaluate import Evaluator
 from medloop_evaluator.gate import Gate
 from medloop_evaluator.ledger import Ledger
 from medloop_evaluator.settings import EvaluatorSettings
+
+logger = logging.getLogger(__name__)
 
 JOB_TYPE = "evaluation"
 SELF_CHECK_SECONDS = 10.0
@@ -65,7 +68,7 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker = Worker(jobs, {JOB_TYPE: run})
         worker.start()
-        checks = asyncio.create_task(_keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
+        checks = asyncio.create_task(keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
         yield
         checks.cancel()
         with suppress(asyncio.CancelledError):
@@ -83,16 +86,23 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
     )
 
 
-async def _keep_checking(readiness: Readiness, checks: Sequence[Callable[[], None]]) -> None:
+async def keep_checking(
+    readiness: Readiness, checks: Sequence[Callable[[], None]], seconds: float = SELF_CHECK_SECONDS
+) -> None:
+    """Tell `readiness` every `seconds` how the checks end, until cancelled."""
     while True:
         try:
             for check in checks:
                 await asyncio.to_thread(check)
         except MedLoopError as exc:
             readiness.failed(exc.detail)
+        except Exception:
+            # A check that ended would leave the last answer standing for good.
+            logger.exception("the self-check failed unexpectedly")
+            readiness.failed("The self-check failed unexpectedly; the evaluator's log says more.")
         else:
             readiness.passed()
-        await asyncio.sleep(SELF_CHECK_SECONDS)
+        await asyncio.sleep(seconds)
 
 
 def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRouter:
@@ -100,9 +110,15 @@ def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRou
 
     @router.post("/evaluate", status_code=status.HTTP_202_ACCEPTED, summary="Evaluate a version on a split")
     def evaluate(request: EvaluationCreate) -> JobPublic:
-        registry.version(request.model, request.version)  # an unknown one is told at once
-        key = f"{request.model}/{request.version}/{request.split}"
-        return _public(jobs.submit(JOB_TYPE, key, request.model_dump(mode="json")))
+        version = registry.version(request.model, request.version)  # an unknown one is told at once
+        # The number alone could come to mean another bundle, in an MLflow that was set up anew.
+        content = "/".join(version.tags.get(tag, "unnamed") for tag in (TAG_DIGEST, TAG_DATASET))
+        key = f"{request.model}/{request.version}/{content}/{request.split}"
+        job = jobs.submit(JOB_TYPE, key, request.model_dump(mode="json"))
+        # One that is done, but whose report was lost since, is followed by another; whoever asks gets the same one.
+        while job.status == "succeeded" and not evaluator.reported(version, request.split):
+            job = jobs.submit(JOB_TYPE, f"{key}/after/{job.id}", request.model_dump(mode="json"))
+        return _public(job)
 
     @router.get("/jobs/{job_id}", summary="How far an evaluation is")
     def job(job_id: str) -> JobPublic:

@@ -12,11 +12,12 @@ from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from medloop.http import Readiness
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
-from medloop.registry import Registry
+from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry, translated
 from medloop.schemas import Explanation, ExplanationCreate, JobPublic, Name, Version
 from medloop.storage.objects import open_objects
 from medloop.storage.records import open_records
 
+from medloop_explainer.artifacts import FOLDER
 from medloop_explainer.explain import Explainer
 from medloop_explainer.methods import METHODS, parse_methods
 from medloop_explainer.models import Models
@@ -131,14 +132,26 @@ def _router(explainer: Explainer, jobs: Jobs) -> APIRouter:
 
     @router.post("/explanations", status_code=HTTPStatus.ACCEPTED, summary="Explain images of the version's data set")
     def explain_set(request: ExplanationCreate) -> JobPublic:
-        explainer.models.find(request.model, request.version)  # an unknown one is told at once
-        return _public(jobs.submit(JOB_TYPE, request.model_dump_json(), request.model_dump(mode="json")))
+        version = explainer.models.find(request.model, request.version)  # an unknown one is told at once
+        # The number alone could come to mean another bundle, in an MLflow that was set up anew.
+        content = "/".join(version.tags.get(tag, "unnamed") for tag in (TAG_DIGEST, TAG_DATASET))
+        key = f"{content}/{request.model_dump_json()}"
+        job = jobs.submit(JOB_TYPE, key, request.model_dump(mode="json"))
+        # One that is done, but whose index was lost since, is followed by another; whoever asks gets the same one.
+        while job.status == "succeeded" and not _indexed(explainer.models.registry, version.run_id):
+            job = jobs.submit(JOB_TYPE, f"{key}/after/{job.id}", request.model_dump(mode="json"))
+        return _public(job)
 
     @router.get("/jobs/{job_id}", summary="How far a set is")
     def job(job_id: str) -> JobPublic:
         return _public(jobs.get(job_id))
 
     return router
+
+
+def _indexed(registry: Registry, run_id: str) -> bool:
+    with translated(registry.tracking_uri, f"Run {run_id}"):
+        return any(file.path == f"{FOLDER}/index.json" for file in registry.client.list_artifacts(run_id, FOLDER))
 
 
 def _public(job: Job) -> JobPublic:
