@@ -258,7 +258,7 @@ def test_a_file_that_is_no_network_is_refused(watcher: Watcher, evaluator: Evalu
     evaluator.champion(write_card(bundle.folder, bundle.card))
     watcher.poll_once()
     assert watcher.current is None
-    assert "ONNX Runtime cannot run" in reasons(watcher)["1"]
+    assert "no network that ONNX Runtime can run" in reasons(watcher)["1"]
 
 
 def test_a_refused_bundle_is_not_downloaded_at_every_poll(
