@@ -112,12 +112,17 @@ def _champion(context: Context, model: str) -> str | None:
     return None if found is None else found.version
 
 
-def _options(arguments: list[str]) -> dict[str, str]:
-    """`--name value` pairs, as the trainer takes them."""
-    pairs = list(zip(arguments[::2], arguments[1::2], strict=False))
-    if len(arguments) % 2 or not all(name.startswith("--") for name, _ in pairs):
-        raise InvalidRequest("Give the trainer's options as pairs, like --epochs 20.")
-    return {name.removeprefix("--"): value for name, value in pairs}
+def _options(arguments: list[str]) -> dict[str, str | bool]:
+    """`--name value` and bare `--name`, as the trainer takes them."""
+    options: dict[str, str | bool] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            options[argument.removeprefix("--")] = True
+        elif options and next(reversed(options.values())) is True:
+            options[next(reversed(options))] = argument
+        else:
+            raise InvalidRequest(f"{argument!r} follows no option of the trainer; give them like --epochs 20.")
+    return options
 
 
 def _report_table(report: EvaluationReport) -> Table:
