@@ -134,7 +134,7 @@ def _targets(
 
 def _assign_pool(
     items: Sequence[SplitItem],
-    indices: Iterable[int],
+    indices: Sequence[int],
     chosen: dict[int, Split],
     seen: _Seen,
     targets: Mapping[Split, float],
@@ -142,15 +142,19 @@ def _assign_pool(
     """Choose for the pool's items that are not in `chosen` yet: units that touch something known go there, the rest is
     dealt out."""
     open_units: dict[str, list[_Unit]] = defaultdict(list)
-    for members in _units(items, indices):
-        new = [index for index in members if index not in chosen]
-        known = {seen.of_group(items[index], targets) for index in members} - {None}
-        known |= {chosen[index] for index in members if index in chosen}
-        if items[members[0]].given is not None:
+    homes: dict[str, set[Split]] = defaultdict(set)
+    for index in indices:
+        if index in chosen and items[index].group:
+            homes[items[index].group].add(chosen[index])
+    # Units of what is new alone: two old groups that one new image joins must not draw each other's images along.
+    for new in _units(items, [index for index in indices if index not in chosen]):
+        known = {seen.of_group(items[index], targets) for index in new} - {None}
+        known |= {split for index in new for split in homes.get(items[index].group, ())}
+        if items[new[0]].given is not None:
             known &= targets.keys()
         if (split := _strongest(split for split in known if split)) is not None:
             chosen.update(dict.fromkeys(new, split))
-        elif new:
+        else:
             unit = _Unit.of(new, items)
             open_units[unit.label].append(unit)
     counts: dict[str, Counter[Split]] = defaultdict(Counter)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from medloop.data.manifest import SPLITS, Manifest, Row, Split
 from medloop.data.splits import FRACTIONS, SplitItem, assign_splits, split_named
@@ -93,7 +93,15 @@ def test_given_splits_are_kept(items: list[SplitItem]) -> None:
         assert split in allowed
 
 
+JOINED = (
+    [SplitItem("0", "a", "g1"), SplitItem("0", "a", "g2"), SplitItem("1", "a", "g3")],
+    [SplitItem("0", "a", "g1"), SplitItem("0", "a", "g3"), SplitItem("1", "a", "g2")],
+)
+"""A new image joins the old groups g1 (train) and g3 (test); g2, which only g1 leads to, must stay in train."""
+
+
 @given(UNSPLIT, UNSPLIT)
+@example(*JOINED)
 def test_later_versions_move_no_old_image_and_keep_new_ones_whole(old: list[SplitItem], fresh: list[SplitItem]) -> None:
     before = assign_splits(old)
     # New images share groups with old ones, not pixels.
