@@ -62,7 +62,7 @@ def demo(
     source = open_source(data or PHANTOMS)
     epochs = epochs or (0 if data else PHANTOM_EPOCHS)
     model = name or source.suggested_name
-    _stop_on_sigterm()
+    _stop_on_signals()
     console.print(f"MedLoop keeps its state in {context.home}")
     with Stack(context.home, model, automatic_ports=ports is Ports.auto) as stack:
         started = time.monotonic()
@@ -102,7 +102,7 @@ def up(
     named = context.model(model or None)
     if detach:
         return _detach(context, named, ports, as_json)
-    _stop_on_sigterm()
+    _stop_on_signals()
     with Stack(context.home, named, automatic_ports=ports is Ports.auto) as stack:
         stack.start()
         console.print("Starting …")
@@ -246,11 +246,13 @@ def _stay(stack: Stack) -> None:
         console.print("Stopping …")
 
 
-def _stop_on_sigterm() -> None:
+def _stop_on_signals() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # Also where a shell started us in the background, which would have it ignored.
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _detach(context: Context, model: str, ports: Ports, as_json: bool) -> int:
