@@ -19,7 +19,8 @@ from medloop.errors import InvalidDataset, MedLoopError
 WRONG_USAGE = 2
 
 console = Console(stderr=True, highlight=False)
-results = Console(highlight=False, soft_wrap=True)
+# Into a pipe or a file, a table is not folded to a terminal's width.
+results = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
