@@ -13,10 +13,13 @@
     ├── Conflict                  409  conflict             somebody else changed it first
     ├── UntrustedModel            409  untrusted-model      hash, signature or golden check failed
     ├── TrainingFailed            500  training-failed
+    ├── RateLimited               429  rate-limited         this caller asks too often
+    │   └── Overloaded            429  overloaded           everybody together does
     ├── Unavailable               503  unavailable
     │   ├── TrackingUnavailable   503  tracking-unavailable
     │   ├── StorageUnavailable    503  storage-unavailable
-    │   └── NoModel               503  no-model             nothing approved to answer with
+    │   ├── NoModel               503  no-model             nothing approved to answer with
+    │   └── DeadlineExceeded      504  deadline-exceeded    the caller's time ran out first
     ├── StorageFull               507  storage-full
     └── PortInUse                 500  port-in-use
 
@@ -124,6 +127,24 @@ class StorageUnavailable(Unavailable):
 
 class NoModel(Unavailable):
     code = "no-model"
+
+
+class DeadlineExceeded(Unavailable):
+    status, code = 504, "deadline-exceeded"
+
+
+class RateLimited(MedLoopError):
+    """Refused at the door; `retry_after` (whole seconds, ≥ 1) becomes the header of that name (RFC 9110 §10.2.3)."""
+
+    status, code, exit_status = 429, "rate-limited", 12
+
+    def __init__(self, detail: str, *, retry_after: int = 1) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.retry_after = retry_after
+
+
+class Overloaded(RateLimited):
+    code = "overloaded"
 
 
 class StorageFull(MedLoopError):

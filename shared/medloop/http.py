@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medloop import __version__
 from medloop.auth import AuthSettings, check_exposure, check_request
-from medloop.errors import BodyTooLarge, InvalidRequest, MedLoopError
+from medloop.errors import BodyTooLarge, InvalidRequest, MedLoopError, RateLimited, Unauthenticated
 from medloop.log import configure_logging, request_id
 from medloop.schemas import Problem, new_id
 from medloop.settings import ServerSettings
@@ -143,7 +143,14 @@ async def _handle_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, MedLoopError)  # noqa: S101 - what Starlette's table of handlers promises
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request failed: %s", error.detail, extra={"code": error.code})
-    return _respond(problem(error, request.url.path))
+    return _respond(problem(error, request.url.path), _headers(error))
+
+
+def _headers(error: MedLoopError) -> dict[str, str]:
+    """What HTTP wants said in a header as well."""
+    if isinstance(error, RateLimited):
+        return {"retry-after": str(error.retry_after)}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
@@ -198,7 +205,7 @@ class _Guard:
         try:
             refusal = self._refuse(scope, headers)
             if refusal is not None:
-                await _respond(problem(refusal, scope["path"]))(scope, receive, exchange.send)
+                await _respond(problem(refusal, scope["path"]), _headers(refusal))(scope, receive, exchange.send)
             else:
                 await self.app(scope, exchange.receive, exchange.send)
         except Exception:  # the outermost edge: whatever gets here is a defect

@@ -66,6 +66,32 @@ class ModelRef(BaseModel):
     precision: str = "float32"
 
 
+class Outlier(BaseModel):
+    """How unlike the training images an image is: `score` is a distance in embedding space (≥ 0, see
+    `medloop.outliers`), `percentile` the share of training images, in percent, that lie nearer. `threshold` is the
+    score beyond which the answer is referred; None where too few calibration images were there to set one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    score: float
+    percentile: float = Field(ge=0, le=100)
+    threshold: float | None
+
+
+class ClassActivation(BaseModel):
+    """Where `label` comes from (Zhou et al. 2016): `grid` [h, w] in logit units, whose mean is what the features add to
+    the class; `overlay` is a PNG, base64, of the prepared image with the positive part laid over it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    grid: list[list[float]]
+    overlay: str
+
+
+ReferReason = Literal["ambiguous", "unlike-training"]
+
+
 class Prediction(Answer):
     """One answer to one image. `image_hash` is the SHA-256 of the bytes that were sent."""
 
@@ -78,6 +104,18 @@ class Prediction(Answer):
     prediction_set: list[str]
     """Classes that split conformal prediction cannot rule out at `coverage` (Vovk et al. 2005), likeliest first."""
     coverage: float
+    outlier: Outlier | None = None
+    """None where the bundle holds no statistics of its training images."""
+    decision: Literal["accept", "refer"] = "accept"
+    reasons: list[ReferReason] = []
+    """Why the answer is referred to a person: more than one class cannot be ruled out (`ambiguous`), or the image is
+    further from the training images than nearly all calibration images are (`unlike-training`)."""
+    cam: ClassActivation | None = None
+    """Where it was asked for, and the architecture has one."""
+    warnings: list[str] = []
+    """What a person should know about the image itself, such as burned-in text in DICOM."""
+    image_stored: bool = False
+    """Whether the image is kept, so that a correction need not bring it."""
     milliseconds: dict[str, float]
 
 
@@ -115,6 +153,35 @@ class RefusedVersion(BaseModel):
     at: datetime = Field(default_factory=now)
 
 
+class EngineCheck(BaseModel):
+    """How far an engine and precision other than float32 on ONNX Runtime lie from it, on `images` images of `source`.
+    `agreement` is the share of equal labels; `speedup` the ratio of images a second, where it was measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: str
+    precision: str
+    source: Literal["golden", "calibration"]
+    images: int
+    max_difference: float
+    agreement: float
+    speedup: float | None = None
+
+
+class Shadow(BaseModel):
+    """How the challenger does on the sampled `share` of traffic that it is asked about beside the champion."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelRef | None
+    share: Fraction
+    compared: int
+    disagreements: int
+    skipped: int
+    """Sampled, but dropped because answering people came first."""
+    problem: str | None = None
+
+
 class ServedModel(Answer):
     """What inference answers with now, what it refused to load and why, and which neighbours are out of reach."""
 
@@ -123,6 +190,11 @@ class ServedModel(Answer):
     preparation: dict[str, Any] = {}
     alias: str = "champion"
     loaded_at: datetime | None = None
+    previous: ModelRef | None = None
+    """Kept in memory, so that a rollback to it is a swap."""
+    checks: list[EngineCheck] = []
+    """Where another engine or precision than float32 on ONNX Runtime answers: what it was checked against."""
+    shadow: Shadow | None = None
     refused: list[RefusedVersion] = []
     degraded: dict[str, str] = {}
 

@@ -29,6 +29,9 @@ FIELDS: dict[str, dict[str, str]] = {
     "job_keys": {},
     "gate_decisions": {"model": "model", "version": "challenger", "outcome": "outcome"},
     "approvals": {"model": "model", "version": "version", "action": "action"},
+    "disagreements": {"model": "model", "version": "challenger"},
+    "engine_checks": {"model": "model", "version": "version"},
+    "api_keys": {"name": "name", "status": "status"},
     "audit": {"type": "type", "model": "model", "actor": "actor"},
     "pipelines": {"model": "model", "status": "status"},
 }
