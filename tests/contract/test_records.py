@@ -61,6 +61,40 @@ def test_put_once_keeps_the_first(records: RecordStore) -> None:
     assert record.document == {"type": "first"}
 
 
+def test_put_many_adds_what_is_new_and_keeps_what_is_there(records: RecordStore) -> None:
+    assert records.put_many("corrections", []) == 0
+    records.put_once("corrections", "b", {"status": "first"})
+    documents = [("a", {"status": "new"}), ("b", {"status": "second"}), ("c", {}), ("a", {"status": "again"})]
+    assert records.put_many("corrections", documents) == 2
+    assert records.put_many("corrections", documents) == 0
+    found = records.find("corrections", newest_first=False).items
+    assert [(record.id, record.revision, record.document) for record in found] == [
+        ("a", 1, {"status": "new"}),
+        ("b", 1, {"status": "first"}),
+        ("c", 1, {}),
+    ]
+    assert [record.id for record in records.find("corrections", {"status": "new"}).items] == ["a"]
+
+
+@pytest.mark.parametrize("bad", [("x y", {}), ("z", {"label": 1}), ("z", {"x": float("nan")})])
+def test_of_a_batch_with_one_that_is_no_record_nothing_is_written(
+    records: RecordStore, bad: tuple[str, dict[str, Any]]
+) -> None:
+    with pytest.raises(InvalidRequest):
+        records.put_many("corrections", [("a", {}), bad, ("b", {})])
+    with pytest.raises(InvalidRequest):
+        records.put_many("patients", [])
+    assert records.find("corrections").items == ()
+
+
+def test_of_many_writers_of_one_batch_each_record_is_new_to_one(records: RecordStore) -> None:
+    batch = [(f"{i:03d}", {"n": i}) for i in range(50)]
+    with ThreadPoolExecutor(4) as pool:
+        new = list(pool.map(lambda _: records.put_many("audit", batch), range(8)))
+    assert sum(new) == 50
+    assert [record.document["n"] for record in records.find("audit", newest_first=False).items] == list(range(50))
+
+
 def test_compare_and_set_needs_the_present_revision(records: RecordStore) -> None:
     records.put_once("corrections", "1", {"status": "pending", "comment": "dropped by the next"})
     assert records.compare_and_set("corrections", "1", 1, {"status": "accepted"})

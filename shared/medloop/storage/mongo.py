@@ -5,26 +5,36 @@ it was put, whatever its keys (class names may hold dots, which some servers ref
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pymongo import MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidURI, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 
 from medloop.errors import InvalidRequest, StorageFull, StorageUnavailable
 from medloop.storage.records import FIELDS, Page, Record, check_find, check_id, encode, page_of
 
-_OUT_OF_DISK_SPACE = 14031  # MongoDB's error_codes.yml
+# MongoDB's error_codes.yml
+_DUPLICATE_KEY = 11000
+_OUT_OF_DISK_SPACE = 14031
 _NOT_ALLOWED = (13, 18, 8000)  # Unauthorized, AuthenticationFailed, Atlas' own
+_CONFIRM_EVERY_S = 0.02
 
 
 class MongoRecords:
-    """`RecordStore` in one database, a collection a kind; `url` is only shown."""
+    """`RecordStore` in one database, a collection a kind; `url` is only shown, `confirm_s` is how long a record that
+    was there already may take to reach a majority of servers."""
 
-    def __init__(self, client: MongoClient[dict[str, Any]], database: str, url: str = "mongodb:") -> None:
+    def __init__(
+        self, client: MongoClient[dict[str, Any]], database: str, url: str = "mongodb:", *, confirm_s: float = 5.0
+    ) -> None:
         self._client = client
+        self._confirm_s = confirm_s
         self._database = client[database]
         self._url = url
         self._indexed: set[str] = set()
@@ -63,14 +73,37 @@ class MongoRecords:
         return self._url
 
     def put_once(self, kind: str, record_id: str, document: Mapping[str, Any]) -> bool:
-        text, declared = encode(kind, document)
-        row = {"_id": check_id(record_id), "revision": 1, "document": text, **declared}
+        return self.put_many(kind, [(record_id, document)]) == 1
+
+    def put_many(self, kind: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
+        check_find(kind, None)
+        rows = []
+        for record_id, document in items:
+            text, declared = encode(kind, document)
+            rows.append({"_id": check_id(record_id), "revision": 1, "document": text, **declared})
+        if not rows:
+            return 0
         with self._translated():
+            collection = self._collection(kind)
             try:
-                self._collection(kind).insert_one(row)
-            except DuplicateKeyError:
-                return False
-            return True
+                collection.insert_many(rows, ordered=False)
+            except BulkWriteError as exc:
+                taken = _taken(exc)
+            else:
+                return len(rows)
+            self._confirm(collection, taken)
+        return len(rows) - len(taken)
+
+    def _confirm(self, collection: Collection[dict[str, Any]], ids: Sequence[str]) -> None:
+        """Wait until a majority has the records that were there already: one of them may be our own earlier write,
+        whose acknowledgement was lost, or one that another process is still waiting for."""
+        majority = collection.with_options(read_concern=ReadConcern("majority"), read_preference=ReadPreference.PRIMARY)
+        wanted = {"_id": {"$in": sorted(set(ids))}}
+        deadline = time.monotonic() + self._confirm_s
+        while majority.count_documents(wanted) < len(set(ids)):
+            if time.monotonic() > deadline:
+                raise StorageUnavailable(f"No majority of {self.url} has confirmed the record yet; try again.")
+            time.sleep(_CONFIRM_EVERY_S)
 
     def get(self, kind: str, record_id: str) -> Record | None:
         check_find(kind, None)
@@ -132,15 +165,34 @@ class MongoRecords:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except BulkWriteError as exc:
+            raise self._failure(_first_code(exc)) from exc
         except OperationFailure as exc:
-            if exc.code == _OUT_OF_DISK_SPACE:
-                raise StorageFull(f"The disk of {self.url} is full; free some space and try again.") from exc
-            if exc.code in _NOT_ALLOWED:
-                raise StorageUnavailable(f"{self.url} refused our credentials; check them and their role.") from exc
-            raise StorageUnavailable(f"The records at {self.url} failed (code {exc.code}); try again.") from exc
+            raise self._failure(exc.code) from exc
         except PyMongoError as exc:
             reason = type(exc).__name__
             raise StorageUnavailable(f"The records at {self.url} cannot be reached ({reason}); check it runs.") from exc
+
+    def _failure(self, code: int | None) -> StorageFull | StorageUnavailable:
+        if code == _OUT_OF_DISK_SPACE:
+            return StorageFull(f"The disk of {self.url} is full; free some space and try again.")
+        if code in _NOT_ALLOWED:
+            return StorageUnavailable(f"{self.url} refused our credentials; check them and their role.")
+        return StorageUnavailable(f"The records at {self.url} failed (code {code}); try again.")
+
+
+def _taken(exc: BulkWriteError) -> list[str]:
+    """The ids of a batch that were there already; raises `exc` again where anything else went wrong too."""
+    errors = exc.details["writeErrors"]
+    if exc.details.get("writeConcernErrors") or any(error["code"] != _DUPLICATE_KEY for error in errors):
+        raise exc
+    return [error["op"]["_id"] for error in errors]
+
+
+def _first_code(exc: BulkWriteError) -> int | None:
+    """What went wrong in a batch, other than ids that were there already."""
+    errors = [*exc.details["writeErrors"], *exc.details.get("writeConcernErrors", ())]
+    return next((error["code"] for error in errors if error["code"] != _DUPLICATE_KEY), exc.code)
 
 
 def _record(row: Mapping[str, Any]) -> Record:

@@ -8,7 +8,7 @@ server that speaks MongoDB's protocol will do. Ids are UUIDv7, so their order is
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +75,12 @@ class RecordStore(Protocol):
         ...
 
     def put_once(self, kind: str, record_id: str, document: Mapping[str, Any]) -> bool:
-        """Store a new record durably; False, and no change, if the id is taken."""
+        """Store a new record durably; False, and no change, if the id is taken by a record that is durable itself."""
+        ...
+
+    def put_many(self, kind: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
+        """`put_once` for many (id, document) together; returns how many were new. Nothing is written when one of them
+        is no record. After another error any part may be stored, and the same may be put again."""
         ...
 
     def get(self, kind: str, record_id: str) -> Record | None: ...

@@ -37,9 +37,22 @@ class SqliteRecords:
         return f"sqlite:///{self._path}"
 
     def put_once(self, kind: str, record_id: str, document: Mapping[str, Any]) -> bool:
-        text, _ = encode(kind, document)
+        return self.put_many(kind, [(record_id, document)]) == 1
+
+    def put_many(self, kind: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
+        check_find(kind, None)
+        rows = [(check_id(record_id), encode(kind, document)[0]) for record_id, document in items]
         sql = f"INSERT INTO {kind} (id, revision, document) VALUES (?, 1, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608  the kind is a key of FIELDS
-        return self._run(sql, (check_id(record_id), text))[1] == 1
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                new = connection.executemany(sql, rows).rowcount if rows else 0
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite itself rolls back after some errors, such as a full disk
+                    connection.execute("ROLLBACK")
+                raise
+        return new
 
     def get(self, kind: str, record_id: str) -> Record | None:
         check_find(kind, None)
@@ -88,11 +101,17 @@ class SqliteRecords:
 
     def _run(self, sql: str, values: Sequence[Any]) -> tuple[list[Any], int]:
         """The rows that one statement gives, and how many it changed. Each statement is its own transaction."""
+        with self._connected() as connection:
+            cursor = connection.execute(sql, values)
+            return cursor.fetchall(), cursor.rowcount
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone, and its errors translated."""
         with self._lock, self._translated():
             if self._connection is None:
                 self._connection = self._connect()
-            cursor = self._connection.execute(sql, values)
-            return cursor.fetchall(), cursor.rowcount
+            yield self._connection
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -71,6 +71,16 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
     records.close()
 
 
+def test_a_batch_that_a_full_disk_breaks_leaves_nothing(tmp_path: Path) -> None:
+    records = TinyRecords(tmp_path / "records.sqlite")
+    assert records.put_many("audit", [("small", {})]) == 1
+    with pytest.raises(StorageFull):
+        records.put_many("audit", [(f"{i:03d}", {"text": "x" * 2000}) for i in range(100)])
+    assert [record.id for record in records.find("audit").items] == ["small"]
+    assert records.put_many("audit", [("small", {}), ("other", {})]) == 1  # the failed transaction is over
+    records.close()
+
+
 def test_a_lock_that_stays_is_told(tmp_path: Path) -> None:
     path = tmp_path / "records.sqlite"
     records = SqliteRecords(path, busy_s=0.1)
