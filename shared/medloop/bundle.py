@@ -247,6 +247,7 @@ def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:
 
 
 def load_reference(bundle: Bundle) -> Mapping[str, NDArray[Any]]:
-    """`reference.npz`: `embeddings` f16 [N, D], `labels` int64 [N], `hashes` uint8 [N, 32] of training images."""
+    """From `reference.npz`: `embeddings` f16 [N, D], `labels` int64 [N], `hashes` uint8 [N, 32] of training images.
+    What `medloop.outliers` keeps there beside them is not read."""
     with np.load(bundle.folder / REFERENCE, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {name: arrays[name] for name in ("embeddings", "labels", "hashes")}

@@ -1,6 +1,7 @@
 """Small real things to test against: a network with known answers, a client that runs `lifespan`, a free port."""
 
 import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,9 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from medloop.bundle import GOLDEN, MODEL, REFERENCE, Bundle, Card, Conformal, Golden, Network, write_card
-from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_DIGEST, Registry, Version
+from medloop.errors import NotFound
+from medloop.outliers import Geometry, OutlierModel
+from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_DIGEST, Registry, State, Version
 from medloop.vision.golden import awkward_images
 from medloop.vision.prepare import PreparationSpec, prepare
 
@@ -32,10 +35,12 @@ def tiny_bundle(
     dataset_id: str = "0" * 64,
     run_id: str = "0" * 32,
     threshold: float = 0.95,
+    outlier_threshold: float | None = None,
 ) -> Bundle:
-    """A bundle made without torch whose answers are known in closed form (see `tiny_probabilities`).
+    """A bundle made without torch whose answers are known in closed form (see `tiny_probabilities`, `tiny_outlier`).
 
-    `bias` tells versions apart; the preparation is grey, squashed to `size` pixels.
+    `bias` tells versions apart; the preparation is grey, squashed to `size` pixels. Beyond `outlier_threshold`, in
+    [0, 1], an image is unlike the training images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = PreparationSpec(mode="L", size=size)
@@ -52,6 +57,7 @@ def tiny_bundle(
         embeddings=np.zeros((len(classes), 1), np.float16),
         labels=np.arange(len(classes)),
         hashes=np.zeros((len(classes), 32), np.uint8),
+        **_tiny_outliers(outlier_threshold).to_arrays(),
     )
     card = Card(
         model=model,
@@ -80,6 +86,20 @@ def tiny_probabilities(image: NDArray[np.uint8], classes: int = 2, bias: float =
     logits[0] += bias
     powers = np.exp(logits - logits.max())
     return np.asarray(powers / powers.sum())
+
+
+def tiny_outlier(image: NDArray[np.uint8]) -> float:
+    """The tiny bundle's outlier score of one image uint8 [S, S, 1], in [0, 1]: how far its mean brightness lies from
+    127.5, as a share of 127.5. The training images' own scores are 0, .01, … .99, so the percentile is about 100 times
+    the score."""
+    return abs(float(image.astype(np.float64).mean()) / 127.5 - 1)
+
+
+def _tiny_outliers(threshold: float | None) -> OutlierModel:
+    one, zero = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    middle = np.float32(127.5)  # of the embedding, which is the mean brightness in [0, 255]
+    geometry = Geometry(np.array([middle]), one, one / middle, zero, np.array(1, np.float32))
+    return OutlierModel(geometry, np.arange(100, dtype=np.float32) / np.float32(100), threshold)
 
 
 def _tiny_onnx(size: int, classes: int, bias: float) -> bytes:
@@ -121,6 +141,42 @@ def register_bundle(registry: Registry, bundle: Bundle, experiment: str = "test"
     client.set_terminated(run_id)
     tags = {TAG_DIGEST: bundle.digest, TAG_DATASET: bundle.card.dataset_id}
     return registry.register(bundle.card.model, run_id, tags)
+
+
+class FolderRegistry(Registry):
+    """A registry without MLflow: bundles that lie in folders, registered by hand, and what was asked of it.
+
+    `aliases` and `tags` are of the one model it knows; `asked` has the name of every verb that was called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("memory:")
+        self.aliases: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.bundles: dict[str, Bundle] = {}
+        self.asked: list[str] = []
+
+    def add(self, bundle: Bundle) -> str:
+        """Register a bundle; returns its version."""
+        version = str(len(self.bundles) + 1)
+        self.bundles[version] = bundle
+        return version
+
+    def state(self, model: str) -> State | None:
+        self.asked.append("state")
+        return State(dict(self.aliases), dict(self.tags)) if self.bundles else None
+
+    def version(self, model: str, version: str) -> Version:
+        self.asked.append("version")
+        if version not in self.bundles:
+            raise NotFound(f"Model {model} version {version} is not in {self.tracking_uri}.")
+        card = self.bundles[version].card
+        tags = {TAG_DIGEST: self.bundles[version].digest, TAG_DATASET: card.dataset_id}
+        return Version(model, version, card.run_id, tags)
+
+    def download_bundle(self, version: Version, destination: Path) -> Path:
+        self.asked.append("download_bundle")
+        return shutil.copytree(self.bundles[version.version].folder, destination)
 
 
 def tiny_network(folder: Path, **options: Any) -> Network:

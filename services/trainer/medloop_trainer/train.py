@@ -270,7 +270,8 @@ def _export(folder: Path, material: Material, trained: Trained, run: Run) -> Bun
         created_at=now(),
     )
     rows = material.rows.train[:: -(-len(material.rows.train) // REFERENCE_IMAGES)]
-    training = TrainingImages(cache.images[rows], cache.labels[rows], hashes(material.manifest, rows))
+    held_out = cache.images[material.rows.calibration]
+    training = TrainingImages(cache.images[rows], cache.labels[rows], hashes(material.manifest, rows), held_out)
     check = cache.images[material.rows.val[:256]]
     return export_bundle(folder, trained.network, card, training, check)
 

@@ -28,6 +28,7 @@ from medloop.bundle import (
 )
 from medloop.errors import TrainingFailed
 from medloop.nets.network import ServedNetwork
+from medloop.outliers import fit
 from medloop.vision.golden import awkward_images
 from medloop.vision.phantoms import CLASSES, phantom
 from medloop.vision.prepare import PreparationSpec, prepare, prepare_pixels
@@ -41,11 +42,13 @@ _BATCH = 256
 @dataclass(frozen=True, slots=True)
 class TrainingImages:
     """Images the network has learnt from: `images` uint8 [N, S, S, C], `labels` int64 [N], `hashes` uint8 [N, 32]
-    (SHA-256 of the stored bytes)."""
+    (SHA-256 of the stored bytes). `calibration` uint8 [M, S, S, C] are others of the same source that it has not, by
+    which the bundle knows how far is far."""
 
     images: Pixels
     labels: NDArray[np.int64]
     hashes: Pixels
+    calibration: Pixels | None = None
 
 
 def export_bundle(
@@ -73,7 +76,7 @@ def export_bundle(
     check_agreement(session, golden.prepared, golden.probabilities)
     if check is not None:
         check_agreement(session, check, network.run(check)[0])
-    _write_reference(folder / REFERENCE, session, training)
+    _write_reference(folder / REFERENCE, session, training, len(card.classes))
     return write_card(folder, card)
 
 
@@ -170,15 +173,24 @@ def _golden(network: ServedNetwork, spec: PreparationSpec) -> Golden:
     return Golden(encoded, pixels, prepared, network.run(prepared)[0])
 
 
-def _write_reference(path: Path, session: Network, training: TrainingImages) -> None:
-    embeddings = [session.run(batch).embedding.astype(np.float16) for batch in _batches(training.images)]
+def _write_reference(path: Path, session: Network, training: TrainingImages, classes: int) -> None:
+    embeddings = _embeddings(session, training.images)
+    calibration = None if training.calibration is None else _embeddings(session, training.calibration)
+    outliers = fit(embeddings, training.labels, classes, calibration)
     np.savez(
         path,
         allow_pickle=False,
-        embeddings=np.concatenate(embeddings),
+        embeddings=embeddings.astype(np.float16),
         labels=training.labels,
         hashes=training.hashes,
+        **(outliers.to_arrays() if outliers else {}),
     )
+
+
+def _embeddings(session: Network, images: Pixels) -> NDArray[np.float32]:
+    """f32 [N, D], N ≥ 0."""
+    found = [session.run(batch).embedding for batch in _batches(images)]
+    return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
 
 
 def _batches(images: Pixels) -> Sequence[Pixels]:
