@@ -6,7 +6,9 @@ import os
 import struct
 import uuid
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from medloop.vision.decode import decode
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
 from medloop_inference.corrections import Corrections, Submission, correction_id
+from medloop_inference.records import store_image
 
 IMAGE = encode_png(np.full((8, 8), 9, np.uint8))
 TEXT = b"tEXtName\0Jane D"
@@ -36,7 +39,7 @@ def submission(prediction_id: str | None = None, image: bytes | None = IMAGE, la
     return Submission(uuid.UUID(prediction_id or new_id()), label, "Dr. Test", "", image)
 
 
-def recorded(records: RecordStore, image: bytes) -> Prediction:
+def recorded(records: RecordStore, image: bytes, **extra: str) -> Prediction:
     prediction = Prediction(
         model=ModelRef(name="tiny", version="3", run_id="r", dataset_id="d", bundle_digest="b"),
         image_hash=hashlib.sha256(image).hexdigest(),
@@ -46,7 +49,7 @@ def recorded(records: RecordStore, image: bytes) -> Prediction:
         coverage=0.95,
         milliseconds={},
     )
-    records.put_once("predictions", prediction.id, prediction.model_dump(mode="json"))
+    records.put_once("predictions", prediction.id, prediction.model_dump(mode="json") | extra)
     return prediction
 
 
@@ -92,6 +95,60 @@ def test_a_second_one_needs_no_image(corrections: Corrections) -> None:
     second, new = corrections.submit(submission(correction.prediction_id, None, "bright"))
     assert new
     assert second.image_hash == correction.image_hash
+
+
+def test_an_image_that_was_stored_with_the_prediction_need_not_be_sent(
+    corrections: Corrections, records: RecordStore, objects: ObjectStore
+) -> None:
+    image_hash = store_image(objects, IMAGE)
+    prediction = recorded(records, IMAGE, stored_image=image_hash)
+    (without, new), (with_it, newer) = (corrections.submit(submission(prediction.id, sent)) for sent in (None, IMAGE))
+    assert (new, newer) == (True, False)  # the same correction either way
+    assert without == with_it
+    assert without.image_hash == image_hash
+    objects.delete(f"images/{image_hash[:2]}/{image_hash}")
+    with pytest.raises(InvalidRequest, match="send it with the correction"):
+        corrections.submit(submission(prediction.id, None, "bright"))
+
+
+def test_nothing_is_claimed_while_nobody_can_say_that_the_image_is_there(
+    records: RecordStore, objects: ObjectStore
+) -> None:
+    class Down(FolderObjects):
+        def exists(self, key: str) -> bool:
+            raise StorageUnavailable("The objects are away; try again.")
+
+    prediction = recorded(records, IMAGE, stored_image=store_image(objects, IMAGE))
+    with pytest.raises(StorageUnavailable):
+        Corrections("tiny", Down(Path("unused")), records).submit(submission(prediction.id, None))
+    assert records.find("corrections").items == ()
+
+
+def test_one_that_was_written_but_never_acknowledged_may_be_sent_again(
+    objects: ObjectStore, records: RecordStore
+) -> None:
+    class LosesTheAnswer:
+        """Records that write a correction and then fail, once."""
+
+        lost = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(records, name)
+
+        def put_once(self, kind: str, record_id: str, document: Mapping[str, Any]) -> bool:
+            new = records.put_once(kind, record_id, document)
+            if not self.lost:
+                self.lost = True
+                raise StorageUnavailable("No majority has confirmed it; try again.")
+            return new
+
+    corrections = Corrections("tiny", objects, LosesTheAnswer())
+    sent = submission()
+    with pytest.raises(StorageUnavailable):
+        corrections.submit(sent)
+    correction, new = corrections.submit(sent)
+    assert not new
+    assert [record.id for record in records.find("corrections").items] == [correction.id]
 
 
 def test_without_a_stored_image_one_must_be_sent(corrections: Corrections) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from medloop.errors import Conflict, InvalidRequest
 from medloop.schemas import Correction, Prediction
 from medloop.storage.objects import ObjectStore
-from medloop.storage.records import RecordStore
+from medloop.storage.records import Record, RecordStore
 from medloop.vision.decode import decode
-from medloop.vision.encode import strip_metadata
+
+from medloop_inference.records import image_key, store_image
 
 KIND = "corrections"
 
@@ -20,7 +21,7 @@ KIND = "corrections"
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What a person sends. `prediction_id` is a UUIDv7; `image` the file that was predicted, unless it was stored
-    with an earlier correction."""
+    with the prediction or an earlier correction."""
 
     prediction_id: uuid.UUID
     label: str
@@ -36,15 +37,19 @@ class Corrections:
         self._model, self._objects, self._records = model, objects, records
 
     def submit(self, submission: Submission) -> tuple[Correction, bool]:
-        """Store a correction durably; returns it, and whether it is new.
+        """Store a correction durably; returns it, and whether it is new. Blocks: decodes, and waits for both stores.
 
         Raises Conflict for an image that is not the predicted one; InvalidRequest when an image is needed and missing;
         InvalidImage, UnsupportedImage, ImageTooLarge; StorageUnavailable and StorageFull, after which nothing is
         claimed and the same may be sent again.
         """
         prediction_id = str(submission.prediction_id)
-        prediction = self._prediction(prediction_id)
-        image_hash = self._image(submission, prediction)
+        record = self._records.get("predictions", prediction_id)  # None while it has not arrived yet
+        prediction = Prediction.model_validate(record.document) if record else None
+        if submission.image is not None:
+            image_hash = self._store(submission.image, prediction)
+        else:
+            image_hash = self._stored(prediction_id, record)
         correction = Correction(
             id=correction_id(submission, image_hash),
             prediction_id=prediction_id,
@@ -66,28 +71,22 @@ class Corrections:
         page = self._records.find(KIND, {"status": status} if status else None, limit=limit)
         return [Correction.model_validate(record.document) for record in page.items]
 
-    def _prediction(self, prediction_id: str) -> Prediction | None:
-        """The prediction's record; None while it has not arrived yet."""
-        record = self._records.get("predictions", prediction_id)
-        return Prediction.model_validate(record.document) if record else None
-
-    def _image(self, submission: Submission, prediction: Prediction | None) -> str:
+    def _store(self, image: bytes, prediction: Prediction | None) -> str:
         """Store the image, freed of metadata, under the hash of what is stored; returns that hash."""
-        if submission.image is None:
-            return self._stored_image(str(submission.prediction_id))
-        if prediction and hashlib.sha256(submission.image).hexdigest() != prediction.image_hash:
+        if prediction and hashlib.sha256(image).hexdigest() != prediction.image_hash:
             raise Conflict(f"This is not the image that prediction {prediction.id} answered; send the same file.")
-        decode(submission.image)  # a file that nobody can read must not become training data
-        stripped = strip_metadata(submission.image)
-        image_hash = hashlib.sha256(stripped).hexdigest()
-        self._objects.put_if_absent(f"images/{image_hash[:2]}/{image_hash}", stripped)
-        return image_hash
+        decode(image)  # a file that nobody can read must not become training data
+        return store_image(self._objects, image)
 
-    def _stored_image(self, prediction_id: str) -> str:
-        earlier = self._records.find(KIND, {"prediction_id": prediction_id}, limit=1).items
-        if not earlier:
-            raise InvalidRequest("The image of this prediction was not stored: send it with the correction.")
-        return str(earlier[0].document["image_hash"])
+    def _stored(self, prediction_id: str, prediction: Record | None) -> str:
+        """The hash of the image that was stored with the prediction, or else with an earlier correction of it."""
+        image_hash = prediction.document.get("stored_image") if prediction else None
+        if image_hash is None:
+            earlier = self._records.find(KIND, {"prediction_id": prediction_id}, limit=1).items
+            image_hash = earlier[0].document["image_hash"] if earlier else None
+        if image_hash is None or not self._objects.exists(image_key(image_hash)):  # it may have been erased
+            raise InvalidRequest("The image of this prediction is not stored: send it with the correction.")
+        return str(image_hash)
 
 
 def correction_id(submission: Submission, image_hash: str) -> str:
