@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVICES := trainer evaluator explainer inference dashboard
 LOCKS := requirements/torch.txt $(SERVICES:%=requirements/%.txt) requirements/mlflow.txt
+PEERS := peers peers-mlserver
 LOCAL := shared $(SERVICES:%=services/%)
 UV := $(BIN)/python -m uv
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
@@ -48,8 +49,14 @@ lock: $(VENV)/bootstrap ## Write the locked requirement files anew from the pypr
 bench: $(VENV)/everything ## Run the demo's benchmark.
 	$(BIN)/python -m benchmarks.demo
 
-clean: ## Remove .venv and what tools left behind; .medloop stays.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+bench-serving: $(VENV)/everything ## Compare inference with those other servers that are installed.
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-peers: $(PEERS:%=.venv-%/installed) ## Install the other servers, and compare inference with all of them.
+	$(MAKE) bench-serving
+
+clean: ## Remove .venv, the peers' environments and what tools left behind; .medloop stays.
+	rm -rf $(VENV) $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bootstrap: requirements/uv.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed and '$(PYTHON)' was not found: install it, or name it with PYTHON=path." >&2; exit 2; }
@@ -76,6 +83,17 @@ $(VENV)/everything: $(VENV)/services requirements/dev.txt
 	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
 	@touch $@
 
+# The peers' own environments: what one of them needs would hold back another, or us.
+.venv-%/installed: $(VENV)/bootstrap requirements/torch.txt requirements/%.txt
+	$(UV) venv --quiet --clear --python $(BIN)/python .venv-$*
+ifeq ($(TORCH),)
+	$(UV) pip install --quiet --python .venv-$*/bin/python --require-hashes --no-deps -r requirements/torch.txt
+else
+	$(UV) pip install --quiet --python .venv-$*/bin/python --torch-backend $(TORCH) --no-deps $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
+endif
+	$(UV) pip install --quiet --python .venv-$*/bin/python --require-hashes --no-deps -r requirements/$*.txt
+	@touch $@
+
 # Debian's browser where we may install it, Playwright's own elsewhere.
 $(VENV)/browser: $(VENV)/everything
 	@if command -v chromium >/dev/null; then :; \
@@ -83,4 +101,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check test format lock bench clean
+.PHONY: help demo install check test format lock bench bench-serving bench-peers clean

@@ -27,6 +27,11 @@ def publish(title: str, figures: Mapping[str, float], file: Path | None) -> None
     for name, value in figures.items():
         table.add_row(name, f"{value:,.3f}")
     Console().print(table)
+    save(figures, file)
+
+
+def save(figures: Mapping[str, float], file: Path | None) -> None:
+    """Write `figures` to `file` where one is given."""
     if file is not None:
         file.write_text(json.dumps({**figures, **surroundings()}, indent=1) + "\n")
 

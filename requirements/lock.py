@@ -2,6 +2,7 @@
 
 One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree. torch,
 torchvision and the CUDA packages they pull stand in `torch.txt` alone, so that another index can be chosen for them.
+The peers of the benchmarks are resolved apart, since they run in environments of their own, beside the same torch.
 The locks carry hashes and no addresses.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SERVICES = ("trainer", "evaluator", "explainer", "inference", "dashboard")
+PEERS = ("peers", "peers-mlserver")
 LOCAL = ("medloop", *(f"medloop-{service}" for service in SERVICES))
 TORCH = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")
 
@@ -63,7 +65,19 @@ def write_locks(folder: Path) -> list[Path]:
         source.write("uv\n")
         source.flush()
         compile_lock(uv, [Path(source.name)])
-    return [*written, uv]
+    return [*written, uv, *write_peers(folder)]
+
+
+def write_peers(folder: Path) -> list[Path]:
+    torch = folder / "torch.txt"
+    written = [folder / f"{name}.txt" for name in PEERS]
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
+        source.write("torch\ntorchvision\n")  # what they must get along with
+        source.flush()
+        for output in written:
+            sources = [HERE / f"{output.stem}.in", Path(source.name)]
+            compile_lock(output, sources, "--constraint", str(torch), *without(names(torch)))
+    return written
 
 
 def main() -> int:

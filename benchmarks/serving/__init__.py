@@ -1,0 +1,1 @@
+"""Inference beside the servers that people would otherwise put a model behind."""

@@ -1,0 +1,1 @@
+"""The other servers, each as its documentation advises, in environments without MedLoop."""

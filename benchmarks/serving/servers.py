@@ -1,0 +1,118 @@
+"""How each server is started, asked and understood."""
+
+import base64
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.process import ROOT
+from benchmarks.serving.wire import multipart, request_bytes
+
+OURS = "medloop"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A server. `request` makes the bytes that go over the wire for (image file, media type); `probabilities` finds
+    the K classes' in the body of an answer, in the order of the model's card."""
+
+    name: str
+    environment: str
+    """The folder of the interpreter's virtual environment; empty for the one that this runs in."""
+    command: Callable[["Place"], Sequence[str]]
+    request: Callable[[bytes, str], bytes]
+    probabilities: Callable[[Any], Sequence[float]]
+    variables: Callable[["Place"], Mapping[str, str]] = lambda place: {}
+
+    @property
+    def installed(self) -> bool:
+        return not self.environment or (ROOT / self.environment / "bin" / "python").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a server is started with: the `model`'s folder, a `scratch` folder of its own, where our `home` is and
+    MLflow answers."""
+
+    model: Path
+    scratch: Path
+    port: int
+    threads: int
+    home: Path
+    tracking_uri: str
+
+    @property
+    def options(self) -> list[str]:
+        return ["--model", str(self.model), "--port", str(self.port), "--threads", str(self.threads)]
+
+    @property
+    def registered(self) -> str:
+        card = json.loads((self.model / "bundle" / "bundle.json").read_text())
+        return str(card["model"])
+
+
+def python(environment: str) -> str:
+    return str(ROOT / environment / "bin" / "python") if environment else sys.executable
+
+
+def our_variables(place: Place) -> dict[str, str]:
+    return {
+        "MEDLOOP_HOME": str(place.home),
+        "MEDLOOP_MODEL": place.registered,
+        "MEDLOOP_PORT": str(place.port),
+        "MEDLOOP_ENGINE_THREADS": str(place.threads),
+        "MEDLOOP_LOG_LEVEL": "WARNING",
+        "MLFLOW_TRACKING_URI": place.tracking_uri,
+    }
+
+
+def raw_request(path: str) -> Callable[[bytes, str], bytes]:
+    return lambda image, media_type: request_bytes(path, image, media_type)
+
+
+def form_request(path: str, field: str) -> Callable[[bytes, str], bytes]:
+    def make(image: bytes, media_type: str) -> bytes:
+        body, content_type = multipart(field, "image", image, media_type)
+        return request_bytes(path, body, content_type)
+
+    return make
+
+
+def json_request(path: str, document: Callable[[str], Any]) -> Callable[[bytes, str], bytes]:
+    """JSON around the image in base64, for servers that take nothing else."""
+
+    def make(image: bytes, media_type: str) -> bytes:
+        body = json.dumps(document(base64.b64encode(image).decode())).encode()
+        return request_bytes(path, body, "application/json")
+
+    return make
+
+
+def _by_class(document: Any) -> list[float]:
+    return list(document["probabilities"].values())
+
+
+def _peer(name: str, module: str, *more: str, environment: str = ".venv-peers", **how: Any) -> Kind:
+    def command(place: Place) -> list[str]:
+        return [python(environment), "-m", f"benchmarks.serving.peers.{module}", *place.options, *more]
+
+    return Kind(name, environment, command, **{"probabilities": _by_class, **how})
+
+
+_ALL = (
+    Kind(
+        OURS,
+        "",
+        lambda place: [sys.executable, "-m", "medloop_inference"],
+        raw_request("/v1/predict"),
+        _by_class,
+        our_variables,
+    ),
+    _peer("fastapi", "plain_fastapi", request=form_request("/predict", "file")),
+    _peer("fastapi_async", "plain_fastapi", "--asynchronous", request=form_request("/predict", "file")),
+)
+KINDS = {kind.name: kind for kind in _ALL}
+PEERS = [name for name in KINDS if name != OURS]
