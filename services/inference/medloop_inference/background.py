@@ -1,6 +1,8 @@
 """Work that goes on beside the requests: something done again and again, and a look at whether the stores answer."""
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 
@@ -8,12 +10,16 @@ from medloop.errors import MedLoopError
 
 logger = logging.getLogger(__name__)
 
+_NICENESS = 10
+"""About a tenth of the share of a thread at 0. Not 19: a thread that has to wait may hold the interpreter's lock."""
+
 
 class Periodic:
-    """Does `work` in a thread of its own, at once and then `seconds` after each time it ended."""
+    """Does `work` in a thread of its own, at once and then `seconds` after each time it ended; with `yielding`, only
+    when nobody else needs the processor."""
 
-    def __init__(self, name: str, work: Callable[[], None], seconds: float) -> None:
-        self._work, self._seconds = work, seconds
+    def __init__(self, name: str, work: Callable[[], None], seconds: float, *, yielding: bool = False) -> None:
+        self._work, self._seconds, self._yielding = work, seconds, yielding
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -26,6 +32,8 @@ class Periodic:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        if self._yielding:
+            yield_processor()
         while not self._stopped.is_set():
             try:
                 self._work()
@@ -33,6 +41,13 @@ class Periodic:
                 # The thread is all that follows the champion: one bad turn must not end it.
                 logger.exception("%s failed this time and goes on", self._thread.name)
             self._stopped.wait(self._seconds)
+
+
+def yield_processor() -> None:
+    """Let this thread, and those it starts, come after all others of the machine. Linux alone has a priority for each
+    thread (sched(7)); elsewhere nothing happens. There is no way back."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Neighbours:
