@@ -24,6 +24,7 @@ from medloop.storage.disk import disk_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 logger = logging.getLogger(__name__)
 
@@ -185,20 +186,31 @@ class Registry:
     def download_bundle(self, version: Version, destination: Path) -> Path:
         """Fetch the version's bundle into `destination` (made if need be); returns the bundle's folder."""
         import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
 
         destination.mkdir(parents=True, exist_ok=True)
         with translated(self.tracking_uri, f"The bundle of {version.model} version {version.version}"):
             source = self.client.get_model_version_download_uri(version.model, version.version)
-            return Path(
-                mlflow.artifacts.download_artifacts(
+            try:
+                folder = mlflow.artifacts.download_artifacts(
                     artifact_uri=source, dst_path=str(destination), tracking_uri=self.tracking_uri
                 )
-            )
+            except MlflowException as exc:
+                _raise_if_full(exc)
+                raise
+        return Path(folder)
 
     def ping(self) -> None:
         """Raise TrackingUnavailable unless the registry answers."""
         with translated(self.tracking_uri):
             self.client.search_registered_models(max_results=1)
+
+
+def _raise_if_full(error: "MlflowException") -> None:
+    # Files are fetched in threads of MLflow's own, and it hands on what they met as text.
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(code) in error.message:
+            raise OSError(code, os.strerror(code)) from error
 
 
 class BundleCache:
