@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from medloop.data.manifest import Scalar, Split
-from medloop.data.sources.dicom import instance_uid, is_dicom, plain_image
+from medloop.data.sources.dicom import instance_uid, plain_image
 from medloop.data.sources.source import UNREADABLE, RawImage, Source, ordered_classes, slug, summed_up
 from medloop.data.sources.tree import read_file
 from medloop.data.splits import split_named
 from medloop.errors import InvalidDataset, InvalidImage, Issue
+from medloop.vision.dicom import is_dicom
 
 _PATH, _UID = "path", "sop_instance_uid"
 _ROLES = frozenset({_PATH, _UID, "label", "split", "group"})
