@@ -7,6 +7,7 @@ a page in somebody's browser can reach 127.0.0.1 too, under another name (DNS re
 import ipaddress
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -46,16 +47,21 @@ def check_exposure(settings: AuthSettings, host: str) -> None:
         )
 
 
-def check_request(settings: AuthSettings, headers: Mapping[str, str]) -> None:
+def check_request(settings: AuthSettings, headers: Mapping[bytes, bytes]) -> None:
     """Raise Forbidden for a request that a foreign page sent through somebody's browser."""
     if settings.auth == "proxy":
         return
-    host = headers.get("host", "")
-    if not is_loopback(_parsed(f"//{host}").hostname or ""):
+    host = headers.get(b"host", b"").decode("latin-1")
+    if not _names_loopback(host):
         raise Forbidden("This service answers on loopback only; call it as 127.0.0.1 or localhost.")
-    origin = headers.get("origin")
-    if origin is not None and _parsed(origin).netloc != host:
+    origin = headers.get(b"origin")
+    if origin is not None and _parsed(origin.decode("latin-1")).netloc != host:
         raise Forbidden("Requests from another web page are refused.")
+
+
+@lru_cache(maxsize=64)
+def _names_loopback(host: str) -> bool:
+    return is_loopback(_parsed(f"//{host}").hostname or "")
 
 
 def _parsed(address: str) -> SplitResult:

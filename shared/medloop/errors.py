@@ -6,6 +6,7 @@
     │   │   ├── UnsupportedImage  415  unsupported-image    a format or mode we do not decode
     │   │   └── ImageTooLarge     413  image-too-large      header promises more pixels than allowed
     │   ├── BodyTooLarge          413  body-too-large
+    │   ├── BodyTooSlow           408  body-too-slow        it had not arrived when its time was up
     │   └── InvalidDataset        422  invalid-dataset      carries the table of what is wrong, by name
     ├── Unauthenticated           401  unauthenticated
     ├── Forbidden                 403  forbidden
@@ -68,6 +69,10 @@ class ImageTooLarge(InvalidImage):
 
 class BodyTooLarge(InvalidRequest):
     status, code = 413, "body-too-large"
+
+
+class BodyTooSlow(InvalidRequest):
+    status, code = 408, "body-too-slow"
 
 
 @dataclass(frozen=True, slots=True)

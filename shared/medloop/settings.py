@@ -75,7 +75,11 @@ class TrackingSettings(BaseSettings):
 
 
 class ServerSettings(BaseSettings):
-    """Where a service listens: `MEDLOOP_HOST`, `MEDLOOP_PORT`, `MEDLOOP_LOG_LEVEL`, and how much it takes in."""
+    """Where a service listens: `MEDLOOP_HOST`, `MEDLOOP_PORT`, `MEDLOOP_LOG_LEVEL`, and how much it takes in.
+
+    A client has `MEDLOOP_BODY_SECONDS` for the headers of a request, and as long again for its body. For
+    `MEDLOOP_DRAIN_SECONDS` after SIGTERM new connections are still taken, so that a load balancer can notice.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
 
@@ -83,6 +87,10 @@ class ServerSettings(BaseSettings):
     port: int | None = None
     log_level: str = "INFO"
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+    body_seconds: float = Field(default=30.0, gt=0)
+    max_connections: int = Field(default=800, gt=0)
+    """Below the 1,024 open files that a process may commonly have."""
+    drain_seconds: float = Field(default=0.0, ge=0)
 
 
 def mask_url(url: str) -> str:

@@ -5,11 +5,12 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
 from medloop.auth import AuthSettings, check_exposure
-from medloop.errors import Forbidden, InvalidDataset, Issue, StorageFull
-from medloop.http import Readiness, create_app
+from medloop.errors import Forbidden, InvalidDataset, Issue, Overloaded, StorageFull
+from medloop.http import Direct, Readiness, create_app
 from medloop.settings import ServerSettings
 from medloop.testing import asgi_client
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -167,3 +168,38 @@ async def test_invented_methods_share_one_label(client: httpx.AsyncClient) -> No
     text = (await client.get("/metrics")).text
     assert 'method="other"' in text
     assert "X0" not in text
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    body = (await receive())["body"]
+    if body == b"full":
+        raise Overloaded("Come back later.", retry_after=7)
+    if body == b"broken":
+        raise ZeroDivisionError
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"hello " + body})
+
+
+async def test_a_bare_application_gets_all_that_routes_get() -> None:
+    app = create_app(
+        "test",
+        ServerSettings(max_body_bytes=10),
+        routers=[],
+        readiness=Readiness(),
+        direct={("POST", "/direct"): Direct(hello)},
+    )
+    async with asgi_client(app) as client:
+        answer = await client.post("/direct", content=b"you", headers={"x-request-id": "abc-1"})
+        refused = await client.post("/direct", content=b"full", headers={"x-request-id": "abc-2"})
+        broken = await client.post("/direct", content=b"broken")
+        large = await client.post("/direct", content=b"12345678901")
+        foreign = await client.post("/direct", headers={"host": "evil.example"})
+        other = await client.get("/direct")
+        metrics = (await client.get("/metrics")).text
+    assert (answer.text, answer.headers["x-request-id"]) == ("hello you", "abc-1")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+    assert refused.json()["request_id"] == "abc-2"
+    assert refused.json()["instance"] == "/direct"
+    assert (broken.status_code, broken.json()["code"]) == (500, "internal")
+    assert (large.status_code, foreign.status_code, other.status_code) == (413, 403, 404)
+    assert 'medloop_requests_total{method="POST",route="/direct",status="429"} 1.0' in metrics

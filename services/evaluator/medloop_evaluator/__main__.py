@@ -2,32 +2,14 @@
 
 import sys
 
-from medloop.errors import InvalidRequest, MedLoopError
-from medloop.http import serve
-from medloop.settings import DEFAULT_PORTS
-from pydantic import ValidationError
+from medloop.http import run
 
 from medloop_evaluator.app import create_app
 from medloop_evaluator.settings import EvaluatorSettings
 
 
 def main() -> int:
-    try:
-        settings = _settings()
-        serve(create_app(settings), "evaluator", settings.server, DEFAULT_PORTS["evaluator"])
-    except MedLoopError as exc:
-        sys.stderr.write(f"{exc.detail}\n")
-        return exc.exit_status
-    return 0
-
-
-def _settings() -> EvaluatorSettings:
-    try:
-        return EvaluatorSettings()
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = f"MEDLOOP_{first['loc'][0]}".upper()
-        raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
+    return run("evaluator", EvaluatorSettings, create_app)
 
 
 if __name__ == "__main__":

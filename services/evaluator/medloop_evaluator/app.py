@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI, Response, status
 from medloop.approvals import Signer, Verifier
 from medloop.data.manifest import Split
 from medloop.errors import MedLoopError
-from medloop.http import Readiness
+from medloop.http import App, Readiness
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
 from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry
@@ -42,7 +42,7 @@ JOB_TYPE = "evaluation"
 SELF_CHECK_SECONDS = 10.0
 
 
-def create_app(settings: EvaluatorSettings) -> FastAPI:
+def create_app(settings: EvaluatorSettings) -> App:
     """The evaluator. Opening its stores touches no network, so it starts while they are down and says so in
     `/readyz`. Raises StorageUnavailable when the signing key can be neither read nor made."""
     registry = Registry(settings.tracking.tracking_uri)

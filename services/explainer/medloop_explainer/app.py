@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
-from medloop.http import Readiness
+from medloop.http import App, Readiness
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
 from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry, translated
@@ -31,7 +31,7 @@ IN_HAND = 5
 RETRY_SECONDS = 5
 
 
-def create_app(settings: ExplainerSettings) -> FastAPI:
+def create_app(settings: ExplainerSettings) -> App:
     """The explainer. It answers `/livez` at once and is ready when torch, Captum and shap are imported, which takes
     some ten seconds in the background."""
     registry = Registry(settings.tracking.tracking_uri)

@@ -1,0 +1,14 @@
+"""What every API is made with.
+
+app.py       the factory: `/livez`, `/readyz`, `/metrics`, OpenAPI, and the routers a service adds
+guard.py     what happens to each request before and after the application: id, access, limits, metrics
+problems.py  problem details (RFC 9457) for every error
+server.py    the server process: slow clients, too many connections, and how it stops
+"""
+
+from medloop.http.app import App, Readiness, create_app
+from medloop.http.guard import Direct
+from medloop.http.problems import problem
+from medloop.http.server import run, serve
+
+__all__ = ["App", "Direct", "Readiness", "create_app", "problem", "run", "serve"]

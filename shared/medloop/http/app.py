@@ -1,0 +1,118 @@
+"""The app factory that every API is made with.
+
+It gives: `/livez`, `/readyz`, `/metrics`, OpenAPI, problem details (RFC 9457) for every error, `X-Request-ID` in
+answers and logs, limits on what comes in, and the access rules of `medloop.auth`.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import Receive, Scope, Send
+
+from medloop import __version__
+from medloop.auth import AuthSettings
+from medloop.http.guard import Direct, Guard
+from medloop.http.problems import add_handlers
+from medloop.schemas import Problem
+from medloop.settings import ServerSettings
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Readiness:
+    """The outcome of a service's last self-check; `/readyz` only reads it. Once the service drains, it stays false."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = "starting"
+        self.draining = False
+
+    @property
+    def reason(self) -> str | None:
+        return "draining" if self.draining else self._reason
+
+    @property
+    def ready(self) -> bool:
+        return self.reason is None
+
+    def passed(self) -> None:
+        self._reason = None
+
+    def failed(self, reason: str) -> None:
+        self._reason = reason
+
+    def drain(self) -> None:
+        """The process is about to stop: what was accepted is finished, and callers are told to go elsewhere."""
+        self.draining = True
+
+
+class App(FastAPI):
+    """A FastAPI application with the guard around it, so that it also guards what FastAPI never sees."""
+
+    guard: Guard
+    readiness: Readiness
+    auth: AuthSettings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.guard(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(
+    title: str,
+    settings: ServerSettings,
+    *,
+    routers: list[APIRouter],
+    readiness: Readiness,
+    lifespan: Lifespan | None = None,
+    auth: AuthSettings | None = None,
+    direct: Mapping[tuple[str, str], Direct] | None = None,
+) -> App:
+    """An API with everything that all of MedLoop's have; `routers` add what it is for.
+
+    `direct` has, by method and path, bare ASGI applications for what is asked thousands of times a second: they get
+    all that the guard does (request id, access, limits, metrics, problem documents) and nothing of FastAPI. They stand
+    before a route of the same path, which then only describes them in OpenAPI.
+    """
+    app = App(
+        title=f"MedLoop {title}",
+        version=__version__,
+        lifespan=lifespan,
+        responses={"default": {"model": Problem, "description": "Problem details (RFC 9457)"}},
+    )
+    metrics = CollectorRegistry()
+    app.state.metrics = metrics
+    app.readiness = readiness
+    app.auth = auth or AuthSettings()
+    add_handlers(app)
+    app.include_router(_operations(readiness, metrics))
+    for router in routers:
+        app.include_router(router)
+    app.guard = Guard(super(App, app).__call__, settings, app.auth, metrics, readiness, direct or {})
+    return app
+
+
+def _operations(readiness: Readiness, metrics: CollectorRegistry) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/livez", summary="The process runs")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/readyz", summary="The outcome of the last self-check")
+    async def readyz() -> JSONResponse:
+        reason = readiness.reason
+        body = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
+        return JSONResponse(body, HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def read_metrics() -> Response:
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,188 @@
+"""What happens to each request before and after the application.
+
+The guard is on the path of thousands of requests a second, so it reads the headers once, as bytes, and keeps the
+children of its metrics at hand.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medloop.auth import AuthSettings, check_request
+from medloop.errors import BodyTooLarge, BodyTooSlow, MedLoopError
+from medloop.http.problems import send_problem, tell
+from medloop.log import request_id
+from medloop.schemas import new_id
+from medloop.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_UNEXPECTED = MedLoopError("An unexpected error occurred; the service's log says more under this request id.")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_ENDING = frozenset({BodyTooLarge.status, BodyTooSlow.status})
+_UNGUARDED = frozenset({"/livez", "/readyz"})
+
+
+class _Drains(Protocol):
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A bare ASGI application that answers one method and path."""
+
+    app: ASGIApp
+
+
+class Guard:
+    """ASGI: request id, access rules, limits on size and time of the body, metrics, problem documents."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        auth: AuthSettings,
+        metrics: CollectorRegistry,
+        state: _Drains,
+        direct: Mapping[tuple[str, str], Direct],
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.auth = auth
+        self.state = state
+        self.direct = dict(direct)
+        self._count = Counter("medloop_requests", "Requests answered", ["method", "route", "status"], registry=metrics)
+        self._seconds = Histogram(
+            "medloop_request_seconds", "From the first byte in to the last byte out", ["route"], registry=metrics
+        )
+        self._counts: dict[tuple[str, str, int], Any] = {}
+        self._timers: dict[str, Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        current = given if _REQUEST_ID.fullmatch(given) else new_id().encode()
+        token = request_id.set(current.decode())
+        method, path = scope["method"], scope["path"]
+        exchange = _Exchange(receive, send, path, current, self.settings, self.state)
+        direct = self.direct.get((method, path))
+        try:
+            self._check(path, headers)
+            await (self.app if direct is None else direct.app)(scope, exchange.receive, exchange.send)
+        except MedLoopError as refusal:  # raised here, or by a bare application
+            tell(refusal)
+            if exchange.started:
+                raise
+            await send_problem(refusal, path, exchange.send)
+        except Exception:  # the outermost edge: whatever gets here is a defect
+            if exchange.started:
+                raise
+            if exchange.refusal is None:  # else reading was cut off on purpose, and the answer says why
+                # The traceback goes to the log; the caller learns only where to look.
+                logger.exception("unexpected error")
+            await send_problem(_UNEXPECTED, path, exchange.send)
+        finally:
+            route = path if direct is not None else getattr(scope.get("route"), "path", "unmatched")
+            # A client may invent methods, and every label is kept for ever.
+            self._measure(method if method in _METHODS else "other", route, exchange.status, started)
+            request_id.reset(token)
+
+    def _measure(self, method: str, route: str, status: int, started: float) -> None:
+        key = (method, route, status)
+        if (count := self._counts.get(key)) is None:
+            count = self._counts[key] = self._count.labels(method, route, str(status))
+        if (timer := self._timers.get(route)) is None:
+            timer = self._timers[route] = self._seconds.labels(route)
+        count.inc()
+        timer.observe(time.perf_counter() - started)
+
+    def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        if path not in _UNGUARDED:
+            check_request(self.auth, headers)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body_bytes):
+            raise _too_large(self.settings.max_body_bytes)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request is larger than the {limit / 2**20:.0f} MiB that are allowed.", limit=limit)
+
+
+class _Exchange:
+    """One request and its answer: watches what comes in, and marks what goes out with the request id.
+
+    A body may turn out too large or too slow while it is read. The application then sees the client leave, and
+    whatever it makes of that, the answer says what was wrong.
+    """
+
+    __slots__ = (
+        "_current", "_deadline", "_ended", "_path", "_receive", "_received", "_replaced", "_send", "_settings",
+        "_state", "refusal", "started", "status",
+    )  # fmt: skip
+
+    def __init__(
+        self, receive: Receive, send: Send, path: str, current: bytes, settings: ServerSettings, state: _Drains
+    ) -> None:
+        self._receive, self._send = receive, send
+        self._path, self._current = path, current
+        self._settings, self._state = settings, state
+        self._received = 0
+        self._deadline = 0.0
+        self._ended = False
+        self._replaced = False
+        self.refusal: MedLoopError | None = None
+        self.started = False
+        self.status = 0
+
+    async def receive(self) -> Message:
+        if self.refusal is not None:
+            return {"type": "http.disconnect"}
+        if self._ended:  # what follows a whole body is only the client's leaving, which may take its time
+            return await self._receive()
+        now = asyncio.get_running_loop().time()
+        self._deadline = self._deadline or now + self._settings.body_seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = BodyTooSlow(
+                f"The request had not arrived after {self._settings.body_seconds:g} s; send it faster, or less of it."
+            )
+            return {"type": "http.disconnect"}
+        self._ended = not message.get("more_body", False)
+        self._received += len(message.get("body", b""))
+        if self._received > self._settings.max_body_bytes:
+            self.refusal = _too_large(self._settings.max_body_bytes)
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            if self.refusal is not None and not self.started:
+                self.started = True
+                await send_problem(self.refusal, self._path, self._forward)
+                self._replaced = True
+                return
+            self.started = True
+        await self._forward(message)
+
+    async def _forward(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._current)]
+            # Who goes on sending a body that nobody reads must not keep the connection.
+            if self._state.draining or self.status in _ENDING:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        await self._send(message)

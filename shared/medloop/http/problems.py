@@ -1,0 +1,104 @@
+"""Problem details (RFC 9457) for every error, whoever raised it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Send
+
+from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unauthenticated
+from medloop.log import request_id
+from medloop.schemas import Problem
+
+logger = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+
+
+def problem(error: MedLoopError, instance: str | None = None) -> Problem:
+    """The problem document of an error."""
+    return Problem(
+        type=f"urn:medloop:problem:{error.code}",
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        instance=instance,
+        request_id=request_id.get(),
+        **error.extra,
+    )
+
+
+async def send_problem(error: MedLoopError, instance: str, send: Send) -> None:
+    """Answer with `error`, in bare ASGI."""
+    body = json.dumps(problem(error, instance).model_dump(mode="json", exclude_none=True)).encode()
+    headers = {"content-type": PROBLEM, "content-length": str(len(body)), **headers_of(error)}
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def headers_of(error: MedLoopError) -> dict[str, str]:
+    """What HTTP wants said in a header as well."""
+    if isinstance(error, RateLimited):
+        return {"retry-after": str(error.retry_after)}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+
+
+def tell(error: MedLoopError) -> None:
+    """Put an error that is the service's own into its log."""
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request failed: %s", error.detail, extra={"code": error.code})
+
+
+def add_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(MedLoopError, _handle_ours)
+    app.add_exception_handler(RequestValidationError, _handle_validation)
+    app.add_exception_handler(HTTPException, _handle_http)
+    app.add_exception_handler(Exception, _pass_on)
+
+
+def _respond(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    content = json.dumps(document.model_dump(mode="json", exclude_none=True))
+    return Response(content, document.status, media_type=PROBLEM, headers=headers)
+
+
+async def _handle_ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MedLoopError)  # noqa: S101 - what Starlette's table of handlers promises
+    tell(error)
+    return _respond(problem(error, request.url.path), headers_of(error))
+
+
+async def _handle_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    found = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
+    first = f"{found[0]['where']}: {found[0]['what']}" if found else "the request does not fit the schema"
+    document = problem(InvalidRequest(f"The request is not valid: {first}.", errors=found), request.url.path)
+    return _respond(document.model_copy(update={"status": 422, "title": HTTPStatus(422).phrase}))
+
+
+async def _handle_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    title = HTTPStatus(error.status_code).phrase
+    code = title.lower().replace(" ", "-")
+    return _respond(
+        Problem(
+            type=f"urn:medloop:problem:{code}",
+            title=title,
+            status=error.status_code,
+            detail=str(error.detail),
+            code=code,
+            instance=request.url.path,
+            request_id=request_id.get(),
+        ),
+        error.headers,
+    )
+
+
+async def _pass_on(_: Request, error: Exception) -> Response:
+    """Leave what is unexpected to the guard, which stands outside and answers for bare applications too."""
+    raise error

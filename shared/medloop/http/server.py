@@ -1,0 +1,239 @@
+"""The server process: slow clients, too many connections, and how it stops.
+
+uvicorn has no limit on headers, on the time they take, or on connections that have no request yet (it would answer 503
+to everybody once there are too many); what it lacks is added to its protocol here.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Literal, Protocol, TypeVar
+
+import uvicorn
+from pydantic import ValidationError
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from medloop.auth import check_exposure
+from medloop.errors import InvalidRequest, MedLoopError
+from medloop.http.app import App, Readiness
+from medloop.log import configure_logging
+from medloop.settings import DEFAULT_PORTS, ServerSettings
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 30
+"""How long a connection may stay open without a request."""
+FINISH_SECONDS = 20
+"""How long accepted requests have to finish once the service stops; Kubernetes kills after 30 s."""
+LINGER_SECONDS = 1.0
+MAX_HEADER_BYTES = 64 * 2**10
+"""Of one request, its address included; browsers and proxies send up to 8–16 KiB."""
+
+
+class Settings(Protocol):
+    """What every service's settings have."""
+
+    @property
+    def server(self) -> ServerSettings: ...
+
+
+Given = TypeVar("Given", bound=Settings)
+
+
+def run(service: str, read: Callable[[], Given], create: Callable[[Given], App]) -> int:
+    """The whole of a service's `main`: read its settings, make its application, serve; returns the exit status.
+
+    What is wrong is said in one sentence on standard error.
+    """
+    try:
+        settings = _read(read)
+        serve(create(settings), service, settings.server, DEFAULT_PORTS[service])
+    except MedLoopError as exc:
+        sys.stderr.write(f"{exc.detail}\n")
+        return exc.exit_status
+    return 0
+
+
+def _read(read: Callable[[], Given]) -> Given:
+    try:
+        return read()
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else ""
+        if not name.startswith(("MEDLOOP_", "MLFLOW_")):
+            name = f"MEDLOOP_{name}".rstrip("_")
+        raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
+
+
+def serve(app: App, service: str, settings: ServerSettings, port: int) -> None:
+    """Run `app` until SIGINT or SIGTERM; accepted requests finish first."""
+    configure_logging(service, settings.log_level)
+    check_exposure(app.auth, settings.host)
+    server = Server(app, settings, port)
+    try:
+        server.run()
+    except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C ended it, after everything was closed
+        return
+    if not server.started:
+        sys.exit(uvicorn.config.STARTUP_FAILURE)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with the limits of `settings`; on SIGTERM the service is not ready any more, and stops after
+    `drain_seconds`."""
+
+    def __init__(self, app: App, settings: ServerSettings, port: int) -> None:
+        self.readiness: Readiness = app.readiness
+        self.settings = settings
+        self.stops_at: float | None = None
+
+        class Connection(_Connection):
+            limits = settings
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port if settings.port is not None else port,
+                http=Connection,
+                ws="none",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=app.auth.auth == "proxy",
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=FINISH_SECONDS,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.readiness.drain()
+        if sig == signal.SIGTERM and self.stops_at is None and self.settings.drain_seconds > 0:
+            self._captured_signals.append(sig)
+            self.stops_at = time.monotonic() + self.settings.drain_seconds
+        else:  # at once; asked twice, too
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.stops_at is not None and time.monotonic() >= self.stops_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class _HeadersTooLarge(Exception):
+    """Ends the parser's work on a request; the parser wraps it in an error of its own."""
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's protocol on httptools, which cuts off who sends headers too slowly or too many of them, and refuses
+    connections above the limit."""
+
+    limits: ServerSettings
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._late: asyncio.TimerHandle | None = None
+        self._reading: Literal["nothing", "headers", "body"] = "nothing"
+        self._began = False
+        self._header_bytes = 0
+        self._oversized = False
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(b"503 Service Unavailable", b"There are too many connections; try again later.")
+            self.transport.close()
+        else:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        self._began = False
+        super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        if self._reading == "headers" and not self._began:
+            # A header that never ends is not told to `on_header`.
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._refuse_headers()
+                return
+        # After an answer anything may come: the rest of a body that nobody read, or a request's first bytes.
+        if self._late is None and self.cycle is not None and self.cycle.response_complete:
+            self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        self._reading, self._began, self._header_bytes = "headers", True, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._reading = "body"
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._reading = "nothing"
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._oversized:
+            self._refuse_headers()
+        else:
+            super().send_400_response(msg)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._oversized = True
+            raise _HeadersTooLarge
+
+    def _expect_headers(self) -> None:
+        self._late = self.loop.call_later(self.limits.body_seconds, self._too_late)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self.cycle is not None and self._reading != "headers":
+            self.transport.close()  # it was answered before, and nothing is asked now
+        elif not self.transport.is_closing():
+            self._refuse(b"408 Request Timeout", b"The headers of the request did not arrive in time.")
+
+    def _refuse_headers(self) -> None:
+        self._refuse(b"431 Request Header Fields Too Large", b"The headers of the request are too large.")
+
+    def _refuse(self, status: bytes, why: bytes) -> None:
+        """Answer before there is a request that an application could answer, and hang up.
+
+        What the client still sends is read and thrown away for a while: closing on it would reset the connection,
+        and the answer would be lost.
+        """
+        self._refused = True
+        self._stop_waiting()
+        length = str(len(why)).encode()
+        head = [b"HTTP/1.1 " + status, b"content-type: text/plain", b"content-length: " + length, b"connection: close"]
+        self.transport.write(b"\r\n".join([*head, b"", why]))
+        self.transport.write_eof()
+        self._late = self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -1,0 +1,204 @@
+"""The server process as clients see it, over real sockets."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import APIRouter, Request
+from medloop.http import Readiness, create_app
+from medloop.http.server import Server, run
+from medloop.settings import ServerSettings
+from medloop.testing import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def serving(**settings: float) -> AsyncIterator[int]:
+    """Run the real server in this loop; yields its port."""
+    router = APIRouter()
+
+    @router.post("/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
+    port = free_port()
+    chosen = ServerSettings.model_validate({"port": port, **settings})
+    server = Server(create_app("test", chosen, routers=[router], readiness=Readiness()), chosen, 0)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def send(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Write `parts` with a pause between them; returns all that comes back until the server hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = asyncio.create_task(reader.read())
+    try:
+        for part in parts:
+            if answer.done():
+                break
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        return await asyncio.wait_for(answer, 5)
+    except ConnectionError:  # it hung up while we wrote; what it had said before is still there
+        return await asyncio.wait_for(answer, 5)
+    finally:
+        writer.close()
+
+
+HEAD = b"POST /length HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n"
+
+
+async def test_a_body_that_dribbles_gets_408_and_nobody_else_waits() -> None:
+    async with serving(body_seconds=0.4) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        started = time.monotonic()
+        slow = asyncio.create_task(send(port, HEAD % 100 + b"\r\n", *[b"x"] * 100, pause=0.05))
+        await asyncio.sleep(0.2)
+        assert (await client.post("/length", content=b"abc")).json() == 3
+        answer = await slow
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"body-too-slow" in answer
+        assert b"connection: close" in answer
+        assert time.monotonic() - started < 2
+        assert 'route="/length",status="408"' in (await client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("parts", [[], [HEAD % 3, *[b"X-%d: 1\r\n" % i for i in range(60)]], [b"\r\n"] * 60])
+async def test_headers_that_do_not_come_end_the_connection(parts: list[bytes]) -> None:
+    async with serving(body_seconds=0.4) as port:
+        started = time.monotonic()
+        assert (await send(port, *parts, pause=0.05)).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - started < 2
+
+
+async def test_bytes_after_an_answer_do_not_keep_a_connection_for_ever() -> None:
+    async with serving(body_seconds=0.4, max_body_bytes=10) as port:
+        livez = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        answer = await send(port, livez, *[b"\r\n"] * 60, pause=0.05)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [HEAD % 3 + b"X-Long: ", *[b"y" * 8192] * 12],
+        [HEAD % 3 + b"X-Long: " + b"y" * 70_000 + b"\r\n\r\n"],
+        [HEAD % 3 + b"".join(b"X-%d: 1\r\n" % i for i in range(20_000))],
+        [b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"],
+    ],
+)
+async def test_headers_without_end_are_refused(parts: list[bytes]) -> None:
+    async with serving() as port:
+        assert (await send(port, *parts)).startswith(b"HTTP/1.1 431")
+
+
+async def test_many_requests_share_a_connection_whatever_was_refused_before() -> None:
+    large = b"z" * 200_000
+    async with serving(max_body_bytes=300_000) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        for _ in range(3):
+            assert (await http.post("/length", content=large)).json() == len(large)
+            # Answered before its body was read.
+            refused = await http.post("/length", content=large, headers={"host": "evil.example"})
+            assert refused.status_code == 403
+            assert "connection" not in refused.headers
+
+
+async def test_connections_above_the_limit_are_refused_and_those_below_go_on() -> None:
+    async with serving(max_connections=2) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert (await client.get("/livez")).status_code == 200
+        _, idle = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.05)
+        assert (await send(port)).startswith(b"HTTP/1.1 503")
+        assert (await client.get("/livez")).status_code == 200
+        idle.close()
+
+
+def test_settings_that_cannot_be_end_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDLOOP_PORT", "many")
+
+    class Given:
+        def __init__(self) -> None:
+            self.server = ServerSettings()
+
+    status = run("evaluator", Given, lambda _: pytest.fail("made an application"))
+    assert status == 3
+    assert capsys.readouterr().err.startswith("MEDLOOP_PORT is not set as it must be: ")
+
+
+SCRIPT = """
+import asyncio, sys
+from fastapi import APIRouter
+from medloop.http import Readiness, create_app, serve
+from medloop.settings import ServerSettings
+
+router = APIRouter()
+
+@router.get("/slow")
+async def slow() -> str:
+    print("accepted", flush=True)
+    await asyncio.sleep(1.2)
+    return type(asyncio.get_running_loop()).__module__
+
+readiness = Readiness()
+readiness.passed()
+settings = ServerSettings()
+serve(create_app("test", settings, routers=[router], readiness=readiness), "test", settings, 0)
+"""
+
+
+@contextmanager
+def process(port: int) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "MEDLOOP_PORT": str(port), "MEDLOOP_DRAIN_SECONDS": "0.6"}
+    started = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def test_sigterm_finishes_what_was_accepted_and_sends_newcomers_away(home: Path) -> None:
+    port = free_port()
+    with process(port) as server, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for _ in range(200):
+            try:
+                first = client.get("/readyz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        assert first.status_code == 200
+        with socket.create_connection(("127.0.0.1", port)) as accepted:
+            accepted.sendall(b"GET /slow HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert server.stdout is not None
+            assert server.stdout.readline() == "accepted\n"
+            server.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            draining, alive = client.get("/readyz"), client.get("/livez")
+            accepted.settimeout(5)
+            answer = b"".join(iter(lambda: accepted.recv(4096), b""))
+        ended = server.wait(timeout=5)
+    assert (draining.status_code, draining.json()["reason"]) == (503, "draining")
+    assert (alive.status_code, alive.headers["connection"]) == (200, "close")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+    assert b'"uvloop"' in answer
+    assert ended == -signal.SIGTERM
