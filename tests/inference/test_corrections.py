@@ -6,7 +6,8 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medloop.errors import Conflict, InvalidImage, InvalidRequest, StorageFull, StorageUnavailable
+from medloop.errors import (
+    Conflict,
+    InvalidImage,
+    InvalidRequest,
+    StorageFull,
+    StorageUnavailable,
+    UnsupportedImage,
+)
 from medloop.schemas import ModelRef, Prediction, new_id
 from medloop.storage.folder import FolderObjects
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
 from medloop.vision.decode import decode
+from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
 from medloop_inference.corrections import Corrections, Submission, correction_id
 from medloop_inference.records import store_image
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 IMAGE = encode_png(np.full((8, 8), 9, np.uint8))
 TEXT = b"tEXtName\0Jane D"
@@ -35,8 +47,10 @@ def corrections(objects: ObjectStore, records: RecordStore) -> Corrections:
     return Corrections("tiny", objects, records)
 
 
-def submission(prediction_id: str | None = None, image: bytes | None = IMAGE, label: str = "dark") -> Submission:
-    return Submission(uuid.UUID(prediction_id or new_id()), label, "Dr. Test", "", image)
+def submission(
+    prediction_id: str | None = None, image: bytes | None = IMAGE, label: str = "dark", frame: int | None = None
+) -> Submission:
+    return Submission(uuid.UUID(prediction_id or new_id()), label, "Dr. Test", "", image, frame)
 
 
 def recorded(records: RecordStore, image: bytes, **extra: str) -> Prediction:
@@ -172,6 +186,40 @@ def test_an_image_that_nobody_can_read_is_not_kept(
             corrections.submit(submission(image=data))
     assert list(objects.list()) == []
     assert records.find("corrections").items == ()
+
+
+def dicom_file(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+    dataset = Dataset()
+    dataset.PatientName = "Jane^D"
+    dataset.Rows, dataset.Columns = frames[0].shape
+    dataset.NumberOfFrames = len(frames)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.WindowCenter, dataset.WindowWidth = 128, 256
+    dataset.PixelData = b"".join(frame.tobytes() for frame in frames)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_a_frame_of_dicom_is_stored_as_its_pixels_alone(objects: ObjectStore, records: RecordStore) -> None:
+    frames = [np.full((8, 8), level, np.uint8) for level in (10, 200)]
+    sent = dicom_file(frames)
+    with DicomReader() as reader:
+        corrections = Corrections("tiny", objects, records, reader)
+        prediction = recorded(records, sent)
+        correction, _ = corrections.submit(submission(prediction.id, sent, frame=2))
+        displayed = reader.read(sent, 2).pixels
+    stored = objects.get(f"images/{correction.image_hash[:2]}/{correction.image_hash}")
+    assert np.array_equal(decode(stored).pixels, displayed)
+    assert b"Jane" not in stored
+    with pytest.raises(UnsupportedImage):
+        Corrections("tiny", objects, records).submit(submission(image=sent))
 
 
 def test_nothing_is_claimed_while_records_are_down(objects: ObjectStore, tmp_path: Path) -> None:

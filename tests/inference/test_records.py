@@ -252,13 +252,12 @@ def test_what_no_record_can_be_is_set_aside_alone(
         Entry(b"[]"),
         Entry(b'{"label": "without id"}'),
         entry(label="NUL \0"),
-        entry(image=b"no image"),
     ]
     recorder.start()
     recorder.record([*good[:7], *bad, *good[7:]])
     wait_until(lambda: recorder.waiting == 0)
     assert recorded(records) == documents(good)
-    assert (recorder.refused, recorder.dropped, recorder.problem) == (5, 0, None)
+    assert (recorder.refused, recorder.dropped, recorder.problem) == (4, 0, None)
     assert b"NUL" in (tmp_path / "spool" / "0" / "refused").read_bytes()
 
 
@@ -288,6 +287,18 @@ def test_an_image_is_stored_without_metadata_before_its_record(
         assert hashlib.sha256(stored).hexdigest() == image_hash
         assert np.array_equal(decode(stored).pixels, decode(sent.image or b"").pixels)
     assert found == documents(entries)
+
+
+def test_a_record_is_not_lost_for_an_image_that_cannot_be_stored(
+    recorder: Recorder, records: RecordStore, objects: ObjectStore
+) -> None:
+    sent = entry(image=b"no image")
+    recorder.start()
+    recorder.record([sent])
+    wait_until(lambda: recorder.waiting == 0)
+    (document,) = recorded(records).values()
+    assert document == json.loads(sent.document) | {"image_stored": False}
+    assert list(objects.list()) == []
 
 
 class DownObjects(FolderObjects):

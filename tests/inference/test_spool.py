@@ -105,7 +105,7 @@ from medloop_inference.spool import Spool
 spool = Spool(Path(sys.argv[1]), segment_bytes=20_000)
 number = 0
 while True:
-    run = [b"%08d" % (number + i) + bytes(number % 300) for i in range(3)]
+    run = [b"%08d" % (number + i) + bytes(number * 7919 % 50_000) for i in range(3)]
     if spool.append(run):
         number += 3
         sys.stdout.write(f"{number}\\n")

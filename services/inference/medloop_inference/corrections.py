@@ -12,6 +12,9 @@ from medloop.schemas import Correction, Prediction
 from medloop.storage.objects import ObjectStore
 from medloop.storage.records import Record, RecordStore
 from medloop.vision.decode import decode
+from medloop.vision.dicom import is_dicom
+from medloop.vision.dicom_reader import DicomReader
+from medloop.vision.encode import encode_png_canonical, strip_metadata
 
 from medloop_inference.records import image_key, store_image
 
@@ -21,33 +24,37 @@ KIND = "corrections"
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What a person sends. `prediction_id` is a UUIDv7; `image` the file that was predicted, unless it was stored
-    with the prediction or an earlier correction."""
+    with the prediction or an earlier correction, and `frame` which one of a multi-frame DICOM, counted from 1."""
 
     prediction_id: uuid.UUID
     label: str
     author: str
     comment: str
     image: bytes | None
+    frame: int | None = None
 
 
 class Corrections:
-    """Corrections of `model`'s predictions, in records (what was said) and objects (the images)."""
+    """Corrections of `model`'s predictions, in records (what was said) and objects (the images). DICOM is read by
+    `dicom` and stored as PNG; without one it is refused."""
 
-    def __init__(self, model: str, objects: ObjectStore, records: RecordStore) -> None:
-        self._model, self._objects, self._records = model, objects, records
+    def __init__(
+        self, model: str, objects: ObjectStore, records: RecordStore, dicom: DicomReader | None = None
+    ) -> None:
+        self._model, self._objects, self._records, self._dicom = model, objects, records, dicom
 
     def submit(self, submission: Submission) -> tuple[Correction, bool]:
         """Store a correction durably; returns it, and whether it is new. Blocks: decodes, and waits for both stores.
 
         Raises Conflict for an image that is not the predicted one; InvalidRequest when an image is needed and missing;
-        InvalidImage, UnsupportedImage, ImageTooLarge; StorageUnavailable and StorageFull, after which nothing is
-        claimed and the same may be sent again.
+        InvalidImage, UnsupportedImage, ImageTooLarge; what `dicom` raises; StorageUnavailable and StorageFull, after
+        which nothing is claimed and the same may be sent again.
         """
         prediction_id = str(submission.prediction_id)
         record = self._records.get("predictions", prediction_id)  # None while it has not arrived yet
         prediction = Prediction.model_validate(record.document) if record else None
         if submission.image is not None:
-            image_hash = self._store(submission.image, prediction)
+            image_hash = self._store(submission.image, submission.frame, prediction)
         else:
             image_hash = self._stored(prediction_id, record)
         correction = Correction(
@@ -71,12 +78,16 @@ class Corrections:
         page = self._records.find(KIND, {"status": status} if status else None, limit=limit)
         return [Correction.model_validate(record.document) for record in page.items]
 
-    def _store(self, image: bytes, prediction: Prediction | None) -> str:
+    def _store(self, image: bytes, frame: int | None, prediction: Prediction | None) -> str:
         """Store the image, freed of metadata, under the hash of what is stored; returns that hash."""
         if prediction and hashlib.sha256(image).hexdigest() != prediction.image_hash:
             raise Conflict(f"This is not the image that prediction {prediction.id} answered; send the same file.")
-        decode(image)  # a file that nobody can read must not become training data
-        return store_image(self._objects, image)
+        if self._dicom is not None and is_dicom(image):
+            stripped = encode_png_canonical(self._dicom.read(image, frame).pixels)
+        else:
+            decode(image)  # a file that nobody can read must not become training data
+            stripped = strip_metadata(image)
+        return store_image(self._objects, stripped)
 
     def _stored(self, prediction_id: str, prediction: Record | None) -> str:
         """The hash of the image that was stored with the prediction, or else with an earlier correction of it."""

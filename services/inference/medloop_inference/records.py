@@ -35,7 +35,8 @@ _LENGTH = struct.Struct("<I")
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What is to be recorded of one answer: the record as JSON (an object with a string `id`), and the encoded image
-    where it is to be stored. The record then gets `stored_image`, the hash that its object is named by."""
+    where it is to be stored, in a format that `medloop.vision.encode.strip_metadata` takes (a frame of DICOM as
+    canonical PNG). The record then gets `stored_image`, the hash that its object is named by."""
 
     document: bytes
     image: bytes | None = None
@@ -168,8 +169,16 @@ class Recorder:
         if not isinstance(document, dict) or not isinstance(document.get("id"), str):
             raise InvalidRequest("The record of a prediction is no object with an id.")
         if entry.image is not None:
-            document["stored_image"] = store_image(self._objects, entry.image)
+            document |= self._store(entry.image)
         return document["id"], document
+
+    def _store(self, image: bytes) -> dict[str, Any]:
+        """Store the image; what its record then says about it."""
+        try:
+            return {"stored_image": store_image(self._objects, strip_metadata(image))}
+        except InvalidRequest as exc:  # it was answered, so the record must not be lost for it
+            logger.error("the image of a prediction cannot be stored: %s", exc.detail)  # noqa: TRY400  no traceback helps
+            return {"image_stored": False}
 
     def _put(self) -> None:
         """Put what is ready; what is refused is halved until those that are to blame stand alone."""
@@ -203,12 +212,11 @@ def image_key(image_hash: str) -> str:
     return f"images/{image_hash[:2]}/{image_hash}"
 
 
-def store_image(objects: ObjectStore, image: bytes) -> str:
-    """Store an encoded image durably, freed of metadata, under the hash of what is stored; returns that hash.
+def store_image(objects: ObjectStore, stripped: bytes) -> str:
+    """Store an encoded image that holds nothing but pixels durably under its hash; returns that hash.
 
-    Raises InvalidImage, UnsupportedImage, ImageTooLarge; StorageUnavailable, StorageFull.
+    Raises StorageUnavailable and StorageFull.
     """
-    stripped = strip_metadata(image)
     image_hash = hashlib.sha256(stripped).hexdigest()
     objects.put_if_absent(image_key(image_hash), stripped)
     return image_hash
