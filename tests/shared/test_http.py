@@ -38,12 +38,17 @@ def make_app(readiness: Readiness | None = None, **settings: int) -> FastAPI:
     async def number(body: Body) -> int:
         return body.number
 
+    @router.post("/streamed")
     @router.post("/length")
     async def length(request: Request) -> int:
         return len(await request.body())
 
     return create_app(
-        "test", ServerSettings.model_validate(settings), routers=[router], readiness=readiness or Readiness()
+        "test",
+        ServerSettings.model_validate(settings),
+        routers=[router],
+        readiness=readiness or Readiness(),
+        streamed={"/streamed"},
     )
 
 
@@ -203,3 +208,15 @@ async def test_a_bare_application_gets_all_that_routes_get() -> None:
     assert (broken.status_code, broken.json()["code"]) == (500, "internal")
     assert (large.status_code, foreign.status_code, other.status_code) == (413, 403, 404)
     assert 'medloop_requests_total{method="POST",route="/direct",status="429"} 1.0' in metrics
+
+
+async def test_a_streamed_body_may_be_of_any_size(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/streamed", content=bytes(5000))).json() == 5000
+    assert (await client.post("/length", content=bytes(5000))).status_code == 413
+
+
+async def test_every_error_is_described_as_a_problem_document(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]

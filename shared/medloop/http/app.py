@@ -4,7 +4,7 @@ It gives: `/livez`, `/readyz`, `/metrics`, OpenAPI, problem details (RFC 9457) f
 answers and logs, limits on what comes in, and the access rules of `medloop.auth`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 
@@ -17,9 +17,11 @@ from starlette.types import Receive, Scope, Send
 from medloop import __version__
 from medloop.auth import AuthSettings
 from medloop.http.guard import Direct, Guard
-from medloop.http.problems import add_handlers
+from medloop.http.problems import PROBLEM, add_handlers
 from medloop.schemas import Problem
 from medloop.settings import ServerSettings
+
+_SCHEMA = {"schema": Problem.model_json_schema()}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -73,18 +75,22 @@ def create_app(
     lifespan: Lifespan | None = None,
     auth: AuthSettings | None = None,
     direct: Mapping[tuple[str, str], Direct] | None = None,
+    streamed: Collection[str] = (),
 ) -> App:
     """An API with everything that all of MedLoop's have; `routers` add what it is for.
 
     `direct` has, by method and path, bare ASGI applications for what is asked thousands of times a second: they get
     all that the guard does (request id, access, limits, metrics, problem documents) and nothing of FastAPI. They stand
     before a route of the same path, which then only describes them in OpenAPI.
+
+    Bodies of the paths in `streamed` may be of any size and take any time, as long as something arrives every
+    `body_seconds`: whoever reads them must bound what is held.
     """
     app = App(
         title=f"MedLoop {title}",
         version=__version__,
         lifespan=lifespan,
-        responses={"default": {"model": Problem, "description": "Problem details (RFC 9457)"}},
+        responses={"default": {"description": "Problem details (RFC 9457)", "content": {PROBLEM: _SCHEMA}}},
     )
     metrics = CollectorRegistry()
     app.state.metrics = metrics
@@ -94,7 +100,7 @@ def create_app(
     app.include_router(_operations(readiness, metrics))
     for router in routers:
         app.include_router(router)
-    app.guard = Guard(super(App, app).__call__, settings, app.auth, metrics, readiness, direct or {})
+    app.guard = Guard(super(App, app).__call__, settings, app.auth, metrics, readiness, direct or {}, streamed)
     return app
 
 

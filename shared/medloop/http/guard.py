@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,12 +53,14 @@ class Guard:
         metrics: CollectorRegistry,
         state: _Drains,
         direct: Mapping[tuple[str, str], Direct],
+        streamed: Collection[str] = (),
     ) -> None:
         self.app = app
         self.settings = settings
         self.auth = auth
         self.state = state
         self.direct = dict(direct)
+        self.streamed = frozenset(streamed)
         self._count = Counter("medloop_requests", "Requests answered", ["method", "route", "status"], registry=metrics)
         self._seconds = Histogram(
             "medloop_request_seconds", "From the first byte in to the last byte out", ["route"], registry=metrics
@@ -73,7 +75,7 @@ class Guard:
         current = given if _REQUEST_ID.fullmatch(given) else new_id().encode()
         token = request_id.set(current.decode())
         method, path = scope["method"], scope["path"]
-        exchange = _Exchange(receive, send, path, current, self.settings, self.state)
+        exchange = _Exchange(receive, send, path, current, self.settings, self.state, path in self.streamed)
         direct = self.direct.get((method, path))
         try:
             self._check(path, headers)
@@ -108,7 +110,7 @@ class Guard:
     def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         if path not in _UNGUARDED:
             check_request(self.auth, headers)
-        length = headers.get(b"content-length", b"0")
+        length = headers.get(b"content-length", b"0") if path not in self.streamed else b"0"
         if length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body_bytes):
             raise _too_large(self.settings.max_body_bytes)
 
@@ -121,20 +123,28 @@ class _Exchange:
     """One request and its answer: watches what comes in, and marks what goes out with the request id.
 
     A body may turn out too large or too slow while it is read. The application then sees the client leave, and
-    whatever it makes of that, the answer says what was wrong.
+    whatever it makes of that, the answer says what was wrong. One that is `streamed` may be of any size, and only its
+    next part must come in time.
     """
 
     __slots__ = (
         "_current", "_deadline", "_ended", "_path", "_receive", "_received", "_replaced", "_send", "_settings",
-        "_state", "refusal", "started", "status",
+        "_state", "_streamed", "refusal", "started", "status",
     )  # fmt: skip
 
     def __init__(
-        self, receive: Receive, send: Send, path: str, current: bytes, settings: ServerSettings, state: _Drains
+        self,
+        receive: Receive,
+        send: Send,
+        path: str,
+        current: bytes,
+        settings: ServerSettings,
+        state: _Drains,
+        streamed: bool,
     ) -> None:
         self._receive, self._send = receive, send
         self._path, self._current = path, current
-        self._settings, self._state = settings, state
+        self._settings, self._state, self._streamed = settings, state, streamed
         self._received = 0
         self._deadline = 0.0
         self._ended = False
@@ -149,7 +159,8 @@ class _Exchange:
         if self._ended:  # what follows a whole body is only the client's leaving, which may take its time
             return await self._receive()
         now = asyncio.get_running_loop().time()
-        self._deadline = self._deadline or now + self._settings.body_seconds
+        if self._streamed or not self._deadline:
+            self._deadline = now + self._settings.body_seconds
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
@@ -160,7 +171,7 @@ class _Exchange:
             return {"type": "http.disconnect"}
         self._ended = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
-        if self._received > self._settings.max_body_bytes:
+        if self._received > self._settings.max_body_bytes and not self._streamed:
             self.refusal = _too_large(self._settings.max_body_bytes)
             return {"type": "http.disconnect"}
         return message
