@@ -52,10 +52,10 @@ def _cpu_ms(work: Callable[[], object], images: int) -> float:
 
 def probabilities(bundle_folder: Path, images: list[bytes]) -> list[list[float]]:
     """What the bare engine answers to each image alone: what every server's answers are compared with."""
-    from medloop.bundle import Network
+    from medloop.engines import open_network
 
     bundle = read_bundle(bundle_folder)
-    network = Network(bundle, threads=1)
+    network = open_network(bundle)
     spec = bundle.card.preparation
     found: list[list[float]] = []
     for image in images:

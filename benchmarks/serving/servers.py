@@ -2,6 +2,7 @@
 
 import base64
 import json
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        return ["--model", str(self.model), "--port", str(self.port), "--threads", str(self.threads)]
+        return [
+            *("--model", str(self.model), "--port", str(self.port)),
+            *("--threads", str(self.threads), "--scratch", str(self.scratch)),
+        ]
 
     @property
     def registered(self) -> str:
@@ -95,11 +99,38 @@ def _by_class(document: Any) -> list[float]:
     return list(document["probabilities"].values())
 
 
+def _first_prediction(document: Any) -> list[float]:
+    """MLflow's and BentoML's answers are of batches of one."""
+    return _by_class(document["predictions"][0] if isinstance(document, dict) else document[0])
+
+
+def _first_output(document: Any) -> list[float]:
+    """Open Inference Protocol."""
+    return list(document["outputs"][0]["data"])
+
+
+def _infer(image: str) -> dict[str, Any]:
+    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [image]}
+    return {"inputs": [{**tensor, "parameters": {"content_type": "base64"}}]}
+
+
+def _quiet(place: Place) -> dict[str, str]:
+    """None of them may call home, or leave anything in the home of whoever runs this."""
+    return {
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(place.scratch / "bentoml"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+    }
+
+
 def _peer(name: str, module: str, *more: str, environment: str = ".venv-peers", **how: Any) -> Kind:
     def command(place: Place) -> list[str]:
         return [python(environment), "-m", f"benchmarks.serving.peers.{module}", *place.options, *more]
 
-    return Kind(name, environment, command, **{"probabilities": _by_class, **how})
+    return Kind(name, environment, command, **{"probabilities": _by_class, "variables": _quiet, **how})
 
 
 _ALL = (
@@ -113,6 +144,22 @@ _ALL = (
     ),
     _peer("fastapi", "plain_fastapi", request=form_request("/predict", "file")),
     _peer("fastapi_async", "plain_fastapi", "--asynchronous", request=form_request("/predict", "file")),
+    _peer("litserve", "lit", request=json_request("/predict", lambda image: {"image_data": image})),
+    _peer("bentoml", "bento", request=form_request("/predict", "images"), probabilities=_first_prediction),
+    _peer(
+        "mlflow",
+        "mlflow_pyfunc",
+        request=json_request("/invocations", lambda image: {"inputs": [image]}),
+        probabilities=_first_prediction,
+    ),
+    _peer(
+        "mlserver",
+        "mlserver_runtime",
+        environment=".venv-peers-mlserver",
+        request=json_request("/v2/models/classifier/infer", _infer),
+        probabilities=_first_output,
+    ),
+    _peer("ray", "ray_serve", request=raw_request("/predict")),
 )
 KINDS = {kind.name: kind for kind in _ALL}
 PEERS = [name for name in KINDS if name != OURS]

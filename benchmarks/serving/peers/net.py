@@ -11,6 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+BATCH = 16
+"""What those that batch may take together: as many as there are clients."""
+BATCH_WAIT_S = 0.005
+"""How long a batch may wait for more, where that is fixed; waiting longer would only cost them latency."""
+
 
 def build(kind: str, channels: int, classes: int) -> nn.Sequential:
     """Trunk, neck and head with random weights; `kind` is tiny or resnet18."""
@@ -47,7 +52,10 @@ class Model:
 
     def decode(self, data: bytes) -> Tensor:
         """An image file → float32 [C, S, S], normalised."""
-        image = Image.open(io.BytesIO(data)).convert(self._mode)
+        return self.tensor(Image.open(io.BytesIO(data)))
+
+    def tensor(self, image: Image.Image) -> Tensor:
+        image = image.convert(self._mode)
         if image.size != (self._size, self._size):
             image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image)).reshape(self._size, self._size, -1)
@@ -70,4 +78,5 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
     return parser.parse_args()
