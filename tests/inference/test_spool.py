@@ -92,6 +92,8 @@ def test_the_next_process_takes_over_what_is_left(tmp_path: Path) -> None:
     spool.discard(segment)  # somebody else's by now
     following = Spool(tmp_path)
     following.append([b"new"])
+    assert following.take() is not None
+    assert following.waiting == 11
     assert drained(following) == [*payloads(9), b"later", b"new"]
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     following.close()
@@ -169,8 +171,10 @@ def test_beyond_its_bound_it_drops_and_counts_until_there_is_room(tmp_path: Path
     assert "500 bytes" in (told(spool) or "")
     assert sum(path.stat().st_size for path in segments(tmp_path)) <= 500
     assert drained(spool) == payloads(8)
+    assert not spool.append(payloads(9))  # all or none
+    assert (spool.dropped, spool.waiting) == (11, 0)
     assert spool.append([b"again"])
-    assert spool.dropped == 2
+    assert spool.dropped == 11
     assert told(spool) is None
     assert drained(spool) == [b"again"]
     spool.close()
