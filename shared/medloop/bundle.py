@@ -6,7 +6,7 @@ stands for the whole; an approval signs that digest. Nothing is unpickled on the
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -237,13 +237,28 @@ class Network:
 
 
 def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:
-    """Classes that cannot be ruled out at the card's coverage, likeliest first; never empty.
-
-    `probabilities` is f32 [K]. The likeliest class is always in the set: an empty set would tell a reader nothing.
-    """
+    """Classes that cannot be ruled out at the card's coverage, likeliest first; never empty. `probabilities` is f32
+    [K]."""
     order = np.argsort(-probabilities, kind="stable")
-    limit = 1.0 - card.conformal.threshold
-    return [card.classes[k] for rank, k in enumerate(order) if rank == 0 or probabilities[k] >= limit]
+    size = set_size(probabilities[order].tolist(), card.conformal)
+    return [card.classes[k] for k in order[:size]]
+
+
+def set_size(descending: Sequence[float], conformal: Conformal) -> int:
+    """How many of the likeliest classes make up the prediction set; `descending` are all probabilities of one image.
+
+    Those of at least 1 − threshold. Where there is none, the answer is less sure than nearly all that the threshold was
+    set by, and a set of the likeliest class alone would hide it: then as many as reach the coverage together. This only
+    adds classes, so the promised coverage holds.
+    """
+    limit = 1.0 - conformal.threshold
+    size = sum(probability >= limit for probability in descending)
+    if size == 0:
+        together = 0.0
+        while together < conformal.coverage and size < len(descending):
+            together += descending[size]
+            size += 1
+    return size
 
 
 def load_reference(bundle: Bundle) -> Mapping[str, NDArray[Any]]:

@@ -81,8 +81,15 @@ def test_a_prediction_set_holds_what_cannot_be_ruled_out(tmp_path: Path) -> None
     card = tiny_bundle(tmp_path, classes=("a", "b", "c"), threshold=0.8).card
     assert prediction_set(np.array([0.7, 0.25, 0.05], np.float32), card) == ["a", "b"]
     assert prediction_set(np.array([0.05, 0.9, 0.05], np.float32), card) == ["b"]
-    sure = card.model_copy(update={"conformal": card.conformal.model_copy(update={"threshold": 0.0})})
-    assert prediction_set(np.array([0.4, 0.3, 0.3], np.float32), sure) == ["a"]
+
+
+def test_an_answer_less_sure_than_calibration_images_were_is_no_set_of_one(tmp_path: Path) -> None:
+    """Where nearly all calibration images had .99, a class of .6 is not what remains once the others are ruled out."""
+    card = tiny_bundle(tmp_path, classes=("a", "b", "c"), threshold=0.01).card
+    assert prediction_set(np.array([0.003, 0.002, 0.995], np.float32), card) == ["c"]
+    assert prediction_set(np.array([0.39, 0.01, 0.6], np.float32), card) == ["c", "a"]
+    assert prediction_set(np.array([0.4, 0.3, 0.3], np.float32), card) == ["a", "b", "c"]
+    assert prediction_set(np.array([0.03, 0.96, 0.01], np.float32), card) == ["b"]
 
 
 def reseal(folder: Path, name: str, data: bytes) -> Network:
