@@ -140,20 +140,26 @@ class _JobClient(_Client):
         return job
 
 
+def _explain(cam: bool) -> dict[str, str]:
+    return {"explain": "cam"} if cam else {}
+
+
 class InferenceClient(_Client):
     """Inference, port 8080."""
 
     service = "inference service"
 
-    def predict(self, data: bytes) -> Prediction:
-        """Ask about one image file."""
+    def predict(self, data: bytes, *, cam: bool = False) -> Prediction:
+        """Ask about one image file; with `cam` the answer has its class activation map, where the network has one."""
         headers = {"content-type": "application/octet-stream"}
-        return Prediction.model_validate(self._call("POST", "/v1/predict", content=data, headers=headers))
+        return Prediction.model_validate(
+            self._call("POST", "/v1/predict", content=data, headers=headers, params=_explain(cam))
+        )
 
-    def predict_many(self, images: list[bytes]) -> PredictionBatch:
+    def predict_many(self, images: list[bytes], *, cam: bool = False) -> PredictionBatch:
         """Ask about several image files at once; each is answered or refused on its own, in the same order."""
         files = [("files", (f"{i}", data, "application/octet-stream")) for i, data in enumerate(images)]
-        return PredictionBatch.model_validate(self._call("POST", "/v1/predict", files=files))
+        return PredictionBatch.model_validate(self._call("POST", "/v1/predict", files=files, params=_explain(cam)))
 
     def served_model(self) -> ServedModel:
         return self._get("/v1/model", ServedModel)

@@ -9,15 +9,18 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from medloop.errors import Conflict, MedLoopError
 from medloop.http import problem
+from medloop.outliers import decide
 from medloop.schemas import (
     Approval,
     ApprovalCreate,
     Attribution,
+    ClassActivation,
     Correction,
     Explanation,
     GateCreate,
     GateDecision,
     ModelRef,
+    Outlier,
     Prediction,
     PredictionBatch,
     PredictionItem,
@@ -50,25 +53,41 @@ class Fakes:
     refuse: MedLoopError | None = None
     """Raised by prediction, explanation and correction."""
     outcome: str = "pass"
+    cam: bool = True
+    """Whether the network has class activation maps."""
+    outliers: bool = True
+    """Whether the bundle has statistics of its training images."""
+    warnings: list[str] = field(default_factory=list)
     served: ServedModel = field(
         default_factory=lambda: ServedModel(
             model=REF, classes=list(CLASSES), loaded_at=datetime(2026, 1, 2, tzinfo=UTC)
         )
     )
 
-    def answer(self, data: bytes) -> Prediction:
-        """Bright images are "bright": what the tiny bundle says, near enough."""
+    def answer(self, data: bytes, explain: str | None) -> Prediction:
+        """Bright images are "bright", what the tiny bundle says, near enough; black ones are unlike its images."""
         self.predicted.append(data)
         bright = float(decode(data).pixels.mean()) / 255
         probabilities = {"dark": 1 - bright, "bright": bright}
         label = "bright" if bright >= 0.5 else "dark"
+        kept = [label] if max(probabilities.values()) > 0.9 else ["bright", "dark"]
+        outlier = Outlier(score=1 - bright, percentile=100 * (1 - bright), threshold=0.95) if self.outliers else None
+        decision, reasons = decide(kept, outlier)
+        overlay = base64.b64encode(encode_png(np.zeros((64, 64, 3), np.uint8))).decode()
         return Prediction(
             model=REF,
             image_hash="a" * 64,
             label=label,
             probabilities=probabilities,
-            prediction_set=[label] if max(probabilities.values()) > 0.9 else ["bright", "dark"],
+            prediction_set=kept,
             coverage=0.95,
+            outlier=outlier,
+            decision=decision,
+            reasons=reasons,
+            cam=ClassActivation(label=label, grid=[[0.0] * 4] * 4, overlay=overlay)
+            if self.cam and explain == "cam"
+            else None,
+            warnings=self.warnings,
             milliseconds={"decode": 1.0, "network": 2.0, "total": 3.5},
         )
 
@@ -77,13 +96,13 @@ def _inference(fakes: Fakes) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.post("/predict")
-    async def predict(files: Annotated[list[UploadFile], File()]) -> PredictionBatch:
+    async def predict(files: Annotated[list[UploadFile], File()], explain: str | None = None) -> PredictionBatch:
         if fakes.refuse:
             raise fakes.refuse
         items = []
         for index, file in enumerate(files):
             try:
-                items.append(PredictionItem(index=index, prediction=fakes.answer(await file.read())))
+                items.append(PredictionItem(index=index, prediction=fakes.answer(await file.read(), explain)))
             except MedLoopError as error:
                 items.append(PredictionItem(index=index, problem=problem(error)))
         return PredictionBatch(items=items)

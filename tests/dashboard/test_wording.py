@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medloop.schemas import Estimate, ModelRef, Prediction
+from medloop.schemas import Estimate, ModelRef, Outlier, Prediction
 from medloop_dashboard.wording import (
     figure,
     file_size,
+    how_unlike,
     interval,
     listed,
     logged,
@@ -106,3 +107,13 @@ def test_logged_metrics_come_with_their_interval_where_there_is_one() -> None:
     assert logged(metrics, "test", "auc") == "0.9000 (0.8000 to 0.9500)"
     assert logged(metrics, "test", "accuracy") == "50.00 %"
     assert logged(metrics, "val", "auc") == "not evaluated"
+
+
+@pytest.mark.parametrize(
+    ("percentile", "said"), [(0.0, "0 %"), (97.0, "97 %"), (99.97, "> 99 %"), (100.0, "all of them")]
+)
+def test_how_unlike_never_rounds_to_all(percentile: float, said: str) -> None:
+    words = how_unlike(Outlier(score=1.0, percentile=percentile, threshold=2.0))
+    assert f"than {said}" in words
+    assert "Too few" not in words
+    assert "Too few" in how_unlike(Outlier(score=1.0, percentile=percentile, threshold=None))

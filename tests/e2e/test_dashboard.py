@@ -115,14 +115,19 @@ def test_upload_look_and_correct(stack: RunningStack, dashboard: Dashboard, tmp_
 
     with InferenceClient(stack.addresses["inference"]) as inference:
         served = inference.served_model().model
-        again = inference.predict(file.read_bytes())
+        again = inference.predict(file.read_bytes(), cam=True)
     assert served is not None
+    assert again.cam is not None
     # What the page says is what the service answers.
     answer = page.get_by_role("heading", name=re.compile(rf"^{again.label}, "))
     expect(answer).to_be_visible()
     expect(page.get_by_alt_text("The uploaded image")).to_be_visible()
     expect(page.get_by_text(f"{served.name} version {served.version}, onnxruntime float32")).to_be_visible()
     expect(page.get_by_text("coverage").first).to_be_visible()
+    decision = "Accepted" if again.decision == "accept" else "Refer to a person"
+    expect(page.get_by_text(decision, exact=True).first).to_be_visible()
+    expect(page.get_by_text("further from the training images than")).to_be_visible()
+    expect(page.get_by_alt_text("Class activation map")).to_be_visible()
     expect(page.get_by_alt_text("Integrated Gradients overlay")).to_be_visible(timeout=ANSWER_SECONDS * 1000)
     expect(page.get_by_alt_text("SHAP (expected gradients) overlay")).to_be_visible()
     expect(page.get_by_text("Faithfulness: ")).to_have_count(2)

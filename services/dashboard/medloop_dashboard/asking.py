@@ -40,7 +40,7 @@ def ask(inference: InferenceClient, uploads: Sequence[Upload]) -> dict[str, Answ
 
 
 def _ask_batch(inference: InferenceClient, batch: Sequence[Upload]) -> dict[str, Answer]:
-    answered = outcome(lambda: inference.predict_many([upload.data for upload in batch]))
+    answered = outcome(lambda: inference.predict_many([upload.data for upload in batch], cam=True))
     if isinstance(answered, MedLoopError):
         return {upload.digest: answered for upload in batch}
     return {batch[item.index].digest: _answer(item) for item in answered.items}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from medloop.schemas import Estimate, Prediction
+from medloop.schemas import Estimate, Outlier, Prediction
 
 NOT_A_DEVICE = (
     "MedLoop is for research and workflow support. It is not a medical device: "
@@ -118,6 +118,36 @@ def ruled_out(prediction: Prediction) -> str:
     if len(kept) == all_classes:
         return f"At {coverage} coverage no class can be ruled out: treat this answer as undecided."
     return f"At {coverage} coverage the model cannot rule out: {listed(kept)}."
+
+
+def how_unlike(outlier: Outlier | None) -> str:
+    """How far the image lies from the training images (plain text), and what is not known about that."""
+    if outlier is None:
+        return (
+            "This model version keeps no record of how its training images look to it, "
+            "so an image of another kind would not be noticed."
+        )
+    share = outlier.percentile / 100
+    than = "all of them" if share == 1 else f"{percent(share, 0)} of them"
+    said = f"The image lies further from the training images than {than}."
+    if outlier.threshold is None:
+        said += " Too few calibration images were there to say how far is too far, so none is referred for that."
+    return said
+
+
+def why_referred(prediction: Prediction) -> list[str]:
+    """A sentence or two for each reason why a person should decide, and what to do about it (plain text)."""
+    said = {
+        "ambiguous": (
+            f"The model cannot tell {listed(prediction.prediction_set)} apart on this image. "
+            "Take the answer as undecided."
+        ),
+        "unlike-training": (
+            "The image is unlike those that the model was trained on, so its probabilities may mean nothing here. "
+            "Check that it is the right kind of image, complete and upright."
+        ),
+    }
+    return [said[reason] for reason in prediction.reasons]
 
 
 def timings(milliseconds: Mapping[str, float]) -> str:

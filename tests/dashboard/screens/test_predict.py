@@ -18,6 +18,7 @@ Texts = Callable[[AppTest], str]
 
 BRIGHT = encode_png(np.full((16, 16, 1), 250, np.uint8))
 GREY = encode_png(np.full((16, 16, 1), 130, np.uint8))
+BLACK = encode_png(np.full((16, 16, 1), 2, np.uint8))
 
 
 def upload(app: AppTest, *files: tuple[str, bytes]) -> AppTest:
@@ -49,7 +50,42 @@ def test_one_image_gets_answer_and_explanations(page: Page, fakes: Fakes, texts:
 
 
 def test_an_undecided_answer_is_told_in_words(page: Page, fakes: Fakes, texts: Texts) -> None:
-    assert "no class can be ruled out" in texts(upload(page("predict").run(), ("a.png", GREY)))
+    app = upload(page("predict").run(), ("a.png", GREY))
+    assert "no class can be ruled out" in texts(app)
+    assert [warning.proto.title for warning in app.warning] == ["Refer to a person"]
+    assert "cannot tell bright and dark apart" in app.warning[0].value
+    assert not app.info
+
+
+def test_an_accepted_answer_is_calm_and_says_how_like_the_training_images_it_is(
+    page: Page, fakes: Fakes, texts: Texts
+) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    assert [info.proto.title for info in app.info] == ["Accepted"]
+    assert not app.warning
+    assert "further from the training images than 2 % of them" in texts(app).replace("\\", "")
+    # The upload, its class activation map and two attributions.
+    assert len(app.image) == 4
+    assert "adds to bright" in texts(app)
+
+
+def test_an_image_of_another_kind_is_referred_whatever_its_probability(page: Page, fakes: Fakes, texts: Texts) -> None:
+    fakes.warnings = ["The image may show text that names a patient."]
+    app = upload(page("predict").run(), ("a.png", BLACK), ("b.png", BRIGHT))
+    assert app.dataframe[0].value["Decision"].tolist() == ["refer to a person", "accepted"]
+    assert "dark, 99.2 %" in texts(app)
+    assert [warning.proto.title for warning in app.warning] == ["Refer to a person", "About this image"]
+    assert "unlike those that the model was trained on" in app.warning[0].value
+    assert "names a patient" in app.warning[1].value
+    assert "What to do" in texts(app)
+
+
+def test_what_a_model_cannot_say_is_said(page: Page, fakes: Fakes, texts: Texts) -> None:
+    fakes.cam = fakes.outliers = False
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    assert "No class activation map" in texts(app)
+    assert "would not be noticed" in texts(app)
+    assert len(app.image) == 3
 
 
 def test_a_rerun_asks_nothing_again(page: Page, fakes: Fakes) -> None:

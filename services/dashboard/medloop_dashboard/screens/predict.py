@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 import streamlit as st
 from medloop.errors import InvalidRequest, MedLoopError
-from medloop.schemas import Correction, Explanation, Prediction, ServedModel
+from medloop.schemas import ClassActivation, Correction, Explanation, Prediction, ServedModel
 
 from medloop_dashboard import charts
 from medloop_dashboard.asking import Answer, Upload, ask
@@ -15,9 +15,10 @@ from medloop_dashboard.connections import outcome
 from medloop_dashboard.pictures import viewable
 from medloop_dashboard.quality import HOW_TO_READ, METHOD_NAMES, quality_lines
 from medloop_dashboard.screens.elements import connections, guarded, show_error
-from medloop_dashboard.wording import listed, percent, plain, ruled_out, timings
+from medloop_dashboard.wording import how_unlike, listed, percent, plain, ruled_out, timings, why_referred
 
 _IMAGE_PIXELS = 300
+_DECISIONS = {"accept": "accepted", "refer": "refer to a person"}
 
 
 @dataclass
@@ -91,10 +92,12 @@ def _overview(uploads: Sequence[Upload], answers: dict[str, Answer]) -> pd.DataF
         answer = answers[upload.digest]
         if isinstance(answer, Prediction):
             label, probability = answer.label, percent(answer.probabilities[answer.label])
-            rows.append((upload.name, label, probability, listed(answer.prediction_set), ""))
+            decision = _DECISIONS[answer.decision]
+            rows.append((upload.name, label, probability, decision, listed(answer.prediction_set), ""))
         else:
-            rows.append((upload.name, "", "", "", answer.detail))
-    return pd.DataFrame(rows, columns=["File", "Answer", "Probability", "Cannot be ruled out", "Problem"])
+            rows.append((upload.name, "", "", "", "", answer.detail))
+    columns = ["File", "Answer", "Probability", "Decision", "Cannot be ruled out", "Problem"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _show_answer(desk: Desk, upload: Upload) -> None:
@@ -108,8 +111,10 @@ def _show_answer(desk: Desk, upload: Upload) -> None:
                 st.rerun()
             return
         left, right = st.columns([2, 3], gap="large")
-        with left, guarded("This image cannot be shown"):
-            st.image(viewable(upload.data), width=_IMAGE_PIXELS, alt="The uploaded image")
+        with left:
+            with guarded("This image cannot be shown"):
+                st.image(viewable(upload.data), width=_IMAGE_PIXELS, alt="The uploaded image")
+            _show_activation(answer.cam)
         with right:
             _show_prediction(answer)
     explanation = st.container(border=True)
@@ -120,9 +125,27 @@ def _show_answer(desk: Desk, upload: Upload) -> None:
         _show_explanation(desk, upload, answer)
 
 
+def _show_activation(cam: ClassActivation | None) -> None:
+    if cam is None:
+        st.caption("No class activation map: this model's architecture has none.")
+        return
+    st.image(base64.b64decode(cam.overlay), width=_IMAGE_PIXELS, alt="Class activation map")
+    places = f"{len(cam.grid)} × {len(cam.grid[0])}"
+    st.caption(
+        plain(
+            f"Class activation map: the redder an area, the more it adds to {cam.label}. It is coarse ({places} places) "
+            "and shows what the model used, not what is medically relevant."
+        )
+    )
+
+
 def _show_prediction(answer: Prediction) -> None:
     st.subheader(f"{plain(answer.label)}, {percent(answer.probabilities[answer.label])}", anchor=False)
+    _show_decision(answer)
+    for warning in answer.warnings:
+        st.warning(plain(warning), title="About this image")
     st.markdown(plain(ruled_out(answer)))
+    st.markdown(plain(how_unlike(answer.outlier)))
     st.altair_chart(charts.probabilities(answer.probabilities, answer.prediction_set), alt="Probability of each class")
     model = answer.model
     st.caption(
@@ -132,6 +155,16 @@ def _show_prediction(answer: Prediction) -> None:
             "images of another kind than it was trained on can get confident wrong answers."
         )
     )
+
+
+def _show_decision(answer: Prediction) -> None:
+    """Calm where nothing speaks against the answer; where something does, the first thing to be seen."""
+    if answer.decision == "accept":
+        st.info("Nothing found that speaks against using this answer as a suggestion.", title="Accepted")
+        return
+    for reason in why_referred(answer):
+        st.warning(plain(reason), title="Refer to a person")
+    st.markdown("**What to do:** have someone who reads such images decide, and save their label below if it differs.")
 
 
 def _show_explanation(desk: Desk, upload: Upload, answer: Prediction) -> None:
