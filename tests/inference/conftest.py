@@ -15,8 +15,9 @@ from medloop.schemas import Approval
 from medloop.settings import HomeSettings
 from medloop.testing import asgi_client, register_bundle, tiny_bundle
 from medloop.vision.encode import encode_png
-from medloop_inference.app import Service, create_app
+from medloop_inference.app import create_app
 from medloop_inference.champion import Watcher
+from medloop_inference.service import Service
 from medloop_inference.settings import ServingSettings, Settings
 
 MODEL = "tiny"
@@ -102,7 +103,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def watcher(registry: Registry, home: Path, clock: Clock) -> Watcher:
-    return Watcher(MODEL, registry, HomeSettings(), threads=1, clock=clock)
+    return Watcher(MODEL, registry, HomeSettings(), clock=clock)
 
 
 @pytest.fixture

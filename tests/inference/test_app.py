@@ -21,7 +21,8 @@ from medloop.testing import asgi_client, live_server, tiny_probabilities
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
 from medloop.vision.prepare import prepare
-from medloop_inference.app import Service, create_app
+from medloop_inference.app import create_app
+from medloop_inference.service import Service
 from medloop_inference.settings import ServingSettings, Settings
 
 pytestmark = pytest.mark.anyio
@@ -317,7 +318,7 @@ async def test_metrics_count_answers_refusals_and_losses(serving: httpx.AsyncCli
     await serving.post("/v1/predict", content=grey(0), headers=PNG)
     await serving.post("/v1/predict", content=b"", headers=PNG)
     text = (await serving.get("/metrics")).text
-    assert 'medloop_predictions_total{version="1"} 1.0' in text
+    assert 'medloop_predictions_total{decision="accept",version="1"} 1.0' in text
     assert 'medloop_image_refusals_total{code="invalid-image"} 1.0' in text
     assert 'medloop_stage_seconds_count{stage="network"} 1.0' in text
     assert f'bundle_digest="{first.digest}"' in text
@@ -328,7 +329,7 @@ async def test_a_document_describes_every_route(client: httpx.AsyncClient) -> No
     document = (await client.get("/openapi.json")).json()
     assert "/v1/predict" in document["paths"]
     body = document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
-    assert set(body) == {"image/*", "application/octet-stream", "multipart/form-data"}
+    assert set(body) == {"image/*", "application/dicom", "application/octet-stream", "multipart/form-data"}
 
 
 def test_with_200_distinct_images_in_flight_every_answer_belongs_to_its_image(

@@ -1,34 +1,92 @@
 """Each answer belongs to its image, is what the network says, and does not depend on what else was asked."""
 
+import asyncio
 import hashlib
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from medloop.bundle import Bundle
-from medloop.errors import InvalidImage, MedLoopError
+from medloop.bundle import Bundle, Outputs, Pixels
+from medloop.engines import Network
+from medloop.errors import (
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidRequest,
+    MedLoopError,
+    NoModel,
+    Overloaded,
+    Unavailable,
+)
 from medloop.schemas import Approval, Prediction
-from medloop.testing import tiny_bundle, tiny_probabilities
+from medloop.testing import tiny_bundle, tiny_outlier, tiny_probabilities
+from medloop.vision.dicom_reader import DicomReader
+from medloop.vision.encode import encode_png
+from medloop_inference.answer import record_of
+from medloop_inference.batcher import SMALL, Settled
 from medloop_inference.champion import Served, load
-from medloop_inference.predict import CHUNK, Predictor
+from medloop_inference.predict import WINDOW, Answer, Options, Predictor
+from medloop_inference.settings import QueueSettings
 
 pytestmark = pytest.mark.anyio
 Grey = Callable[..., bytes]
 
 
-def served_from(bundle: Bundle) -> Served:
+def served_from(bundle: Bundle, version: str = "7") -> Served:
     approval = Approval(
         sequence=1,
         action="approve",
         model="tiny",
-        version="7",
+        version=version,
         bundle_digest=bundle.digest,
         decision_id="",
         approver="a",
         key_id="",
     )
-    return load(bundle, approval, threads=1)
+    return load(bundle, approval)
+
+
+class Ear:
+    """Watch and sink: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, str]] = []
+        self.stages: list[str] = []
+        self.told: Settled = []
+
+    def batch(self, size: int, why: str, seconds: float) -> None:
+        self.batches.append((size, why))
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self.stages.append(stage)
+
+    def settled(self, settled: Settled) -> None:
+        self.told += settled
+
+    def delivered(self, settled: Settled) -> None:
+        assert all(any(item is known for known, _ in self.told) for item, _ in settled)
+
+
+class Slowed(Network):
+    """The same network; each run waits for `gate`, and fails where a row's first pixel is `poison`."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, network: Network, gate: threading.Event, poison: int = -1) -> None:
+        super().__init__(network.bundle, network.precision, network.threads)
+        self._network, self._gate, self._poison = network, gate, poison
+        self.runs: list[int] = []
+
+    def run(self, images: Pixels) -> Outputs:
+        assert self._gate.wait(10)
+        self.runs.append(len(images))
+        if (images[:, 0, 0, 0] == self._poison).any():
+            raise RuntimeError("out of memory")
+        return self._network.run(images)
 
 
 @pytest.fixture(scope="session")
@@ -36,74 +94,233 @@ def served(first: Bundle) -> Served:
     return served_from(first)
 
 
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def ear() -> Ear:
+    return Ear()
+
+
+@asynccontextmanager
+async def predicting(
+    ear: Ear, served: Served | Callable[[], Served], lanes: int = 2, **limits: float
+) -> AsyncIterator[Predictor]:
+    with DicomReader() as dicom:
+        predictor = Predictor(
+            served if callable(served) else lambda: served,
+            QueueSettings.model_validate({"target_ms": 10_000, **limits}),
+            lanes=lanes,
+            dicom=dicom,
+            watch=ear,
+            sink=ear,
+        )
+        predictor.start()
+        try:
+            yield predictor
+        finally:
+            predictor.stop()
+
+
 def expected(level: int, **options: Any) -> Any:
     return tiny_probabilities(np.full((16, 16, 1), level, np.uint8), **options)
 
 
-@pytest.mark.parametrize("level", [0, 100, 128, 255])
-async def test_an_answer_is_what_the_network_says(served: Served, grey: Grey, level: int) -> None:
+def given(answer: Answer | MedLoopError) -> Prediction:
+    assert isinstance(answer, Answer)
+    prediction = Prediction.model_validate(answer.document)
+    assert prediction == Prediction.model_validate_json(answer.json)
+    return prediction
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+async def test_an_answer_is_what_the_network_says(ear: Ear, served: Served, grey: Grey, level: int) -> None:
     image = grey(level)
-    answer = await Predictor(2).predict(served, image)
+    async with predicting(ear, served) as predictor:
+        answer = given(await predictor.predict(image))
     assert list(answer.probabilities.values()) == pytest.approx(expected(level), abs=1e-6)
     assert answer.label == ("bright" if level > 127 else "dark")
     assert answer.image_hash == hashlib.sha256(image).hexdigest()
     assert answer.model == served.ref
-    assert answer.coverage == 0.95
-    assert sum(answer.probabilities.values()) == pytest.approx(1)
-
-
-async def test_the_prediction_set_holds_what_cannot_be_ruled_out(served: Served, grey: Grey) -> None:
-    # The threshold 0.95 keeps every class of probability 0.05 or more.
-    answers = [await Predictor(1).predict(served, grey(level)) for level in (120, 255)]
-    assert [answer.prediction_set for answer in answers] == [["dark", "bright"], ["bright"]]
-
-
-async def test_the_stages_are_timed(served: Served, grey: Grey) -> None:
-    seen: dict[str, float] = {}
-    answer = await Predictor(1, seen.__setitem__).predict(served, grey(10))
+    assert (answer.coverage, answer.image_stored, answer.warnings) == (0.95, False, [])
     spent = answer.milliseconds
     assert list(spent) == ["decode", "queue", "network", "total"]
     assert spent["total"] >= spent["decode"] + spent["queue"] + spent["network"] - 0.01
-    assert seen == pytest.approx({stage: spent[stage] / 1000 for stage in seen}, abs=1e-6)
-    assert set(seen) == {"decode", "queue", "network"}
 
 
-async def test_many_are_answered_in_order_beyond_one_chunk(served: Served, grey: Grey) -> None:
-    levels = [(37 * i) % 256 for i in range(2 * CHUNK + 5)]
-    answers = await Predictor(2).predict_many(served, [grey(level) for level in levels])
+async def test_an_ambiguous_or_unusual_image_is_referred(tmp_path: Any, ear: Ear, grey: Grey) -> None:
+    # The threshold 0.95 keeps every class of probability 0.05 or more; the outlier score grows away from mid-grey.
+    served = served_from(tiny_bundle(tmp_path / "b", outlier_threshold=0.9))
+    async with predicting(ear, served) as predictor:
+        clear, both, unlike = [given(await predictor.predict(grey(level))) for level in (235, 120, 255)]
+    assert (clear.prediction_set, clear.decision, clear.reasons) == (["bright"], "accept", [])
+    assert (both.prediction_set, both.decision, both.reasons) == (["dark", "bright"], "refer", ["ambiguous"])
+    assert (unlike.decision, unlike.reasons) == ("refer", ["unlike-training"])
+    assert unlike.outlier is not None
+    assert unlike.outlier.threshold == pytest.approx(0.9)
+    assert unlike.outlier.score == pytest.approx(tiny_outlier(np.full((16, 16, 1), 255, np.uint8)), abs=1e-3)
+
+
+async def test_many_are_answered_in_order_beyond_one_window(ear: Ear, served: Served, grey: Grey) -> None:
+    levels = [(37 * i) % 256 for i in range(2 * WINDOW + 5)]
+    async with predicting(ear, served) as predictor:
+        answers = [given(answer) for answer in await predictor.predict_many([grey(level) for level in levels])]
+        assert (predictor.admission.images, predictor.admission.bytes) == (0, 0)
+    assert not predictor.busy
     for level, answer in zip(levels, answers, strict=True):
-        assert isinstance(answer, Prediction)
         assert list(answer.probabilities.values()) == pytest.approx(expected(level), abs=1e-6)
-    assert len({answer.id for answer in answers if isinstance(answer, Prediction)}) == len(levels)
+    assert len({answer.id for answer in answers}) == len(levels)
+    assert sum(size for size, _ in ear.batches) == len(levels)
+    assert {"decode", "queue"} == set(ear.stages)
 
 
-async def test_a_batch_answers_as_single_requests_do(served: Served, grey: Grey) -> None:
-    images = [grey(level, size) for level, size in ((3, 16), (90, 40), (200, 7))]
-    predictor = Predictor(2)
-    batch = await predictor.predict_many(served, images)
-    for image, answer in zip(images, batch, strict=True):
-        single = await predictor.predict(served, image)
-        assert isinstance(answer, Prediction)
-        assert list(answer.probabilities.values()) == pytest.approx(list(single.probabilities.values()), abs=1e-6)
+async def test_a_bad_image_is_refused_alone(ear: Ear, served: Served, grey: Grey) -> None:
+    async with predicting(ear, served) as predictor:
+        first, bad, last = await predictor.predict_many([grey(0), b"poison", grey(255)])
+        assert isinstance(bad, MedLoopError)
+        assert [given(first).label, given(last).label] == ["dark", "bright"]
+        with pytest.raises(InvalidImage):
+            await predictor.predict(b"")
+    assert len(ear.told) == 4
 
 
-async def test_a_poisoned_item_fails_alone(served: Served, grey: Grey) -> None:
-    answers = await Predictor(2).predict_many(served, [grey(0), b"poison", grey(255)])
-    assert [type(answer) for answer in answers][::2] == [Prediction, Prediction]
-    assert isinstance(answers[1], MedLoopError)
-    assert [answers[i].label for i in (0, 2)] == ["dark", "bright"]  # type: ignore[union-attr]
+async def test_what_waits_while_the_network_runs_becomes_one_batch(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    slow = replace(served, network=Slowed(served.network, gate))
+    async with predicting(ear, slow) as predictor:
+        alone = asyncio.create_task(predictor.predict(grey(10)))
+        await asyncio.sleep(0.1)
+        others = [asyncio.create_task(predictor.predict(grey(level))) for level in range(5)]
+        await asyncio.sleep(0.1)
+        gate.set()
+        await asyncio.gather(alone, *others)
+    assert ear.batches == [(1, "all-ready"), (5, "all-ready")]
 
 
-async def test_only_poison_needs_no_network(served: Served) -> None:
-    answers = await Predictor(2).predict_many(served, [b"", b"poison"])
-    assert all(isinstance(answer, MedLoopError) for answer in answers)
-    with pytest.raises(InvalidImage):
-        await Predictor(2).predict(served, b"")
+async def test_an_item_on_which_the_network_fails_takes_nobody_with_it(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    poisoned = replace(served, network=Slowed(served.network, gate, poison=77))
+    gate.set()
+    async with predicting(ear, poisoned) as predictor:
+        outcomes = await predictor.predict_many([grey(level) for level in (1, 2, 77, 4, 5)])
+        assert isinstance(outcomes.pop(2), InvalidImage)
+        for level, outcome in zip((1, 2, 4, 5), outcomes, strict=True):
+            assert list(given(outcome).probabilities.values()) == pytest.approx(expected(level), abs=1e-6)
+    broken = replace(served, network=Slowed(served.network, gate, poison=0))  # fails on blank images, too
+    async with predicting(ear, broken) as predictor:
+        with pytest.raises(Unavailable):
+            await predictor.predict(grey(0))
 
 
-async def test_classes_are_named_in_the_card_s_order(tmp_path: Any, grey: Grey) -> None:
-    served = served_from(tiny_bundle(tmp_path / "three", classes=("a", "b", "c")))
-    answer = await Predictor(1).predict(served, grey(255))
-    assert list(answer.probabilities) == ["a", "b", "c"]
-    assert list(answer.probabilities.values()) == pytest.approx(expected(255, classes=3), abs=1e-6)
-    assert answer.label == "c"
+async def test_who_no_longer_waits_is_dropped_from_the_queue(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    network = Slowed(served.network, gate)
+    async with predicting(ear, replace(served, network=network)) as predictor:
+        running = asyncio.create_task(predictor.predict(grey(1)))
+        await asyncio.sleep(0.1)
+        late = asyncio.create_task(predictor.predict(grey(2), Options(deadline=time.monotonic() + 0.05)))
+        left = asyncio.create_task(predictor.predict(grey(3)))
+        patient = asyncio.create_task(predictor.predict(grey(4), Options(deadline=time.monotonic() + 60)))
+        await asyncio.sleep(0.2)
+        left.cancel()
+        gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        given(await running)
+        given(await patient)
+    assert network.runs == [1, 1]
+
+
+async def test_overload_is_refused_at_the_door(ear: Ear, served: Served, grey: Grey, gate: threading.Event) -> None:
+    slow = replace(served, network=Slowed(served.network, gate))
+    async with predicting(ear, slow, queue_images=3) as predictor:
+        accepted = [asyncio.create_task(predictor.predict(grey(level))) for level in (1, 2, 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await predictor.predict(grey(4))
+        gate.set()
+        await asyncio.gather(*accepted)
+        given(await predictor.predict(grey(4)))
+
+
+async def test_a_swap_takes_effect_between_batches(
+    ear: Ear, first: Bundle, second: Bundle, grey: Grey, gate: threading.Event
+) -> None:
+    old = served_from(first, "1")
+    old = replace(old, network=Slowed(old.network, gate))
+    now = [old]
+    async with predicting(ear, lambda: now[0]) as predictor:
+        before = [asyncio.create_task(predictor.predict(grey(150))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        now[0] = served_from(second, "2")
+        after = [asyncio.create_task(predictor.predict(grey(150))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        answers = [given(answer) for answer in await asyncio.gather(*before, *after)]
+    assert [answer.model.version for answer in answers] == ["1"] * 3 + ["2"] * 3
+    assert [answer.label for answer in answers] == ["bright"] * 3 + ["dark"] * 3
+
+
+async def test_stopping_answers_what_was_accepted(ear: Ear, served: Served, grey: Grey, gate: threading.Event) -> None:
+    async with predicting(ear, replace(served, network=Slowed(served.network, gate))) as predictor:
+        waiting = [asyncio.create_task(predictor.predict(grey(level))) for level in range(4)]
+        await asyncio.sleep(0.05)
+        stopping = asyncio.create_task(asyncio.to_thread(predictor.stop))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert len([given(answer) for answer in await asyncio.gather(*waiting)]) == 4
+        await stopping
+
+
+async def test_a_large_image_holds_up_no_small_one(ear: Ear, served: Served, grey: Grey) -> None:
+    side = int(SMALL.max_pixels**0.5) + 8
+    large = encode_png(np.full((side, side), 255, np.uint8))
+    async with predicting(ear, served, lanes=1) as predictor:
+        big = asyncio.create_task(predictor.predict(large))
+        await asyncio.sleep(0.001)
+        small = given(await predictor.predict(grey(3)))
+        assert not big.done()
+        assert given(await big).label == "bright"
+    assert small.label == "dark"
+
+
+async def test_prepared_pixels_are_answered_as_they_are(ear: Ear, served: Served) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), dtype=np.uint8)
+    async with predicting(ear, served) as predictor:
+        answers = [given(answer) for answer in await predictor.predict_pixels(pixels)]
+        for row, answer in zip(pixels, answers, strict=True):
+            assert list(answer.probabilities.values()) == pytest.approx(tiny_probabilities(row), abs=1e-6)
+            assert answer.image_hash == hashlib.sha256(row.tobytes()).hexdigest()
+        wrongs: tuple[Any, ...] = (pixels[:0], pixels[0], pixels.astype(np.float32), pixels[:, :8])
+        for wrong in wrongs:
+            with pytest.raises(InvalidRequest):
+                await predictor.predict_pixels(wrong)
+
+
+async def test_without_a_model_nothing_is_taken(ear: Ear) -> None:
+    def nothing() -> Served:
+        raise NoModel("none")
+
+    async with predicting(ear, nothing) as predictor:
+        with pytest.raises(NoModel):
+            await predictor.predict(b"x")
+
+
+async def test_a_record_is_the_answer_and_more(ear: Ear, served: Served, grey: Grey) -> None:
+    import base64
+    import json
+
+    async with predicting(ear, served) as predictor:
+        answer = await predictor.predict(grey(51))
+    record = json.loads(record_of(answer, "request", "caller"))
+    assert {key: record.pop(key) for key in ("request_id", "caller")} == {"request_id": "request", "caller": "caller"}
+    embedding = np.frombuffer(base64.b64decode(record.pop("embedding")), "<f2")
+    assert embedding == pytest.approx(answer.embedding, rel=1e-3)
+    assert record == json.loads(answer.json)

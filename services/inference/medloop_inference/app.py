@@ -1,6 +1,6 @@
 """The HTTP API: parses, calls and returns."""
 
-import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
@@ -9,89 +9,61 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from medloop.errors import InvalidRequest, MedLoopError, UnsupportedImage
-from medloop.http import Readiness, problem
+from medloop.http import App, Direct, Readiness, problem
 from medloop.http import create_app as create_base
-from medloop.log import request_id
-from medloop.registry import Registry
-from medloop.schemas import Correction, Person, Prediction, PredictionBatch, PredictionItem, ServedModel
-from medloop.storage.objects import ObjectStore, open_objects
-from medloop.storage.records import RecordStore, open_records
-from prometheus_client import CollectorRegistry
+from medloop.schemas import Correction, Person, Prediction, PredictionBatch, ServedModel
 from pydantic import UUID7
+from pydantic_core import to_json
 from starlette.datastructures import UploadFile as FormFile
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from medloop_inference.background import Neighbours, Periodic
-from medloop_inference.champion import Watcher
-from medloop_inference.corrections import Corrections, Submission
-from medloop_inference.metrics import Metrics, ServingState
-from medloop_inference.predict import Predictor
-from medloop_inference.recorder import Recorder
+from medloop_inference.answer import Options
+from medloop_inference.batcher import Outcome
+from medloop_inference.corrections import Submission
+from medloop_inference.service import Service
 from medloop_inference.settings import Settings
 
-NEIGHBOUR_SECONDS = 10.0
-"""Between two looks at whether objects and records answer."""
+LONGEST_TIMEOUT_MS = 600_000
 _MULTIPART = "multipart/form-data"
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_PREDICT_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "image/*": _BINARY,
-        "application/octet-stream": _BINARY,
-        _MULTIPART: {
-            "schema": {"type": "object", "properties": {"files": {"type": "array", "items": _BINARY["schema"]}}}
+_PREDICT_API: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "explain",
+            "in": "query",
+            "required": False,
+            "description": "`cam` adds the class activation map.",
+            "schema": {"type": "string", "enum": ["cam"]},
+        },
+        {
+            "name": "frame",
+            "in": "query",
+            "required": False,
+            "description": "Which frame of a multi-frame DICOM, counted from 1.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        {
+            "name": "X-Request-Timeout-Ms",
+            "in": "header",
+            "required": False,
+            "description": "How long the caller waits; what still is queued then is dropped.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": _BINARY,
+            "application/dicom": _BINARY,
+            "application/octet-stream": _BINARY,
+            _MULTIPART: {
+                "schema": {"type": "object", "properties": {"files": {"type": "array", "items": _BINARY["schema"]}}}
+            },
         },
     },
 }
-
-
-class Service:
-    """The parts of one running inference service."""
-
-    def __init__(self, settings: Settings, readiness: Readiness, metrics: CollectorRegistry) -> None:
-        self.objects: ObjectStore = open_objects(settings.storage.objects_url)
-        self.records: RecordStore = open_records(settings.storage.records_url)
-        self.watcher = Watcher(
-            settings.serving.model,
-            Registry(settings.tracking.tracking_uri),
-            settings.home,
-            threads=settings.serving.engine_threads,
-            report=lambda reason: readiness.passed() if reason is None else readiness.failed(reason),
-        )
-        self.metrics = Metrics(metrics)
-        self.predictor = Predictor(os.cpu_count() or 1, self.metrics.observe)
-        self.recorder = Recorder(self.records)
-        self.corrections = Corrections(settings.serving.model, self.objects, self.records)
-        self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
-        metrics.register(ServingState(self.watcher, self.recorder))
-        self._background = [
-            Periodic("champion watcher", self.watcher.poll_once, settings.serving.poll_seconds),
-            Periodic("neighbours", self.neighbours.check_once, NEIGHBOUR_SECONDS),
-        ]
-
-    def start(self) -> None:
-        self.recorder.start()
-        for work in self._background:
-            work.start()
-
-    def stop(self) -> None:
-        for work in self._background:
-            work.stop()
-        self.recorder.stop()
-        self.records.close()
-
-    @property
-    def degraded(self) -> dict[str, str]:
-        recording = {"records": self.recorder.problem} if self.recorder.problem else {}
-        return self.neighbours.degraded | recording | self.watcher.degraded
-
-    def settle(self, answer: Prediction | MedLoopError) -> None:
-        """Count an answer or a refusal; an answer is also recorded."""
-        if isinstance(answer, MedLoopError):
-            self.metrics.refused(answer.code)
-        else:
-            self.metrics.answered(answer)
-            self.recorder.offer(answer, request_id.get())
 
 
 def _service(request: Request) -> Service:
@@ -108,35 +80,33 @@ router = APIRouter(prefix="/v1", tags=["inference"])
 @router.post(
     "/predict",
     summary="Answer for one image (raw body) or for many (multipart), each on its own",
-    response_model=Prediction | PredictionBatch,
-    openapi_extra={"requestBody": _PREDICT_BODY},
+    responses={200: {"model": Prediction | PredictionBatch}},
+    openapi_extra=_PREDICT_API,
 )
-async def predict(request: Request, parts: Parts) -> Prediction | PredictionBatch:
-    served = parts.watcher.served()
+async def predict(request: Request, parts: Parts) -> Response:
+    return await _predict(request, parts)
+
+
+async def _predict(request: Request, parts: Service) -> Response:
+    predictor = parts.predictor
+    options = _options(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    predictor.admission.check()  # before the body is read: refusing must cost little
     if content_type == _MULTIPART:
-        images = await _read_files(request)
-        answers = await parts.predictor.predict_many(served, images)
-        for answer in answers:
-            parts.settle(answer)
-        return PredictionBatch(items=[_item(index, answer) for index, answer in enumerate(answers)])
-    if not content_type.startswith("image/") and content_type != "application/octet-stream":
+        outcomes = await predictor.predict_many(await _read_files(request), options)
+        return _json(_batch(outcomes))
+    if not content_type.startswith("image/") and content_type not in ("application/octet-stream", "application/dicom"):
         raise UnsupportedImage(
-            "Send the image file as the body, with Content-Type image/* or application/octet-stream, "
-            f"or several files as {_MULTIPART}."
+            "Send the image file as the body, with Content-Type image/*, application/dicom or "
+            f"application/octet-stream, or several files as {_MULTIPART}."
         )
-    try:
-        prediction = await parts.predictor.predict(served, await _read_body(request))
-    except MedLoopError as exc:
-        parts.settle(exc)
-        raise
-    parts.settle(prediction)
-    return prediction
+    answer = await predictor.predict(await _read_body(request), options)
+    return _json(answer.json)
 
 
 @router.get("/model", summary="What is served, what was refused and why, and what is out of reach")
 async def served_model(parts: Parts) -> ServedModel:
-    return parts.watcher.describe().model_copy(update={"degraded": parts.degraded})
+    return parts.describe()
 
 
 @router.post(
@@ -178,6 +148,25 @@ def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
     return [Prediction.model_validate(record.document) for record in found.items]
 
 
+def _options(request: Request) -> Options:
+    """What the query and the headers ask for; raises InvalidRequest."""
+    query, headers = request.query_params, request.headers
+    if query.get("explain", "cam") != "cam":
+        raise InvalidRequest("explain can be: cam.")
+    frame = _whole_number("frame", query.get("frame"), 2**31 - 1)
+    allowed = _whole_number("X-Request-Timeout-Ms", headers.get("x-request-timeout-ms"), LONGEST_TIMEOUT_MS)
+    deadline = time.monotonic() + allowed / 1000 if allowed is not None else None
+    return Options(cam="explain" in query, frame=frame, deadline=deadline)
+
+
+def _whole_number(name: str, text: str | None, largest: int) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or not 1 <= int(text) <= largest:
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {largest}.")
+    return int(text)
+
+
 async def _read_body(request: Request) -> bytes:
     try:
         return await request.body()
@@ -193,6 +182,8 @@ async def _read_files(request: Request) -> list[bytes]:
             images = [await value.read() for value in values if isinstance(value, FormFile)]
     except ClientDisconnect as exc:
         raise InvalidRequest("The connection ended before the whole body had arrived; send it again.") from exc
+    except MultiPartException as exc:
+        raise InvalidRequest(f"The multipart body cannot be read: {exc.message}") from exc
     if not images or len(images) < len(values):
         raise InvalidRequest(
             "Every part of a multipart request must be an image file, with a filename; send at least one."
@@ -200,13 +191,22 @@ async def _read_files(request: Request) -> list[bytes]:
     return images
 
 
-def _item(index: int, answer: Prediction | MedLoopError) -> PredictionItem:
-    if isinstance(answer, MedLoopError):
-        return PredictionItem(index=index, problem=problem(answer))
-    return PredictionItem(index=index, prediction=answer)
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
-def create_app(settings: Settings) -> FastAPI:
+def _batch(outcomes: list[Outcome]) -> bytes:
+    """`schemas.PredictionBatch`, encoded without making it first."""
+    items = [
+        {"index": index, "problem": problem(outcome).model_dump(mode="json", exclude_none=True)}
+        if isinstance(outcome, MedLoopError)
+        else {"index": index, "prediction": outcome.document}
+        for index, outcome in enumerate(outcomes)
+    ]
+    return to_json({"items": items})
+
+
+def create_app(settings: Settings) -> App:
     """The inference service; its parts are in `app.state.service` and run while its lifespan does."""
     readiness = Readiness()
 
@@ -219,8 +219,19 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await to_thread.run_sync(service.stop)
 
+    async def predict_directly(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await _predict(request, app.state.service)
+        await response(scope, receive, send)
+
     app = create_base(
-        "inference", settings.server, routers=[router], readiness=readiness, lifespan=lifespan, auth=settings.auth
+        "inference",
+        settings.server,
+        routers=[router],
+        readiness=readiness,
+        lifespan=lifespan,
+        auth=settings.auth,
+        direct={("POST", "/v1/predict"): Direct(predict_directly)},
     )
     app.state.service = Service(settings, readiness, app.state.metrics)
     return app

@@ -1,47 +1,70 @@
 """What inference tells Prometheus beside what every API does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from medloop.schemas import Prediction
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from medloop_inference.batcher import Released
 from medloop_inference.champion import Watcher
-from medloop_inference.recorder import Recorder
 
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images
 
 
 class Metrics:
-    """Counts answers and refusals, and times the stages."""
+    """Counts answers and refusals, and times stages and batches; called from the lanes' threads."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._predictions = Counter(
-            "medloop_predictions", "Images answered, by model version", ["version"], registry=registry
+            "medloop_predictions", "Images answered, by model version", ["version", "decision"], registry=registry
         )
         self._refusals = Counter(
             "medloop_image_refusals", "Images refused, by the problem's code", ["code"], registry=registry
         )
-        self._stages = Histogram(
-            "medloop_stage_seconds", "Seconds by stage", ["stage"], registry=registry, buckets=_STAGE_BUCKETS
+        stages = Histogram(
+            "medloop_stage_seconds",
+            "Seconds of an image in each stage; queue is the wait for the network",
+            ["stage"],
+            registry=registry,
+            buckets=_STAGE_BUCKETS,
         )
+        # Bound once: looking a label up costs as much as counting.
+        self._stages = {stage: stages.labels(stage) for stage in ("decode", "queue", "network")}
+        self._batches = Histogram(
+            "medloop_batch_images", "Images of a batch", registry=registry, buckets=_BATCH_BUCKETS
+        )
+        released = Counter(
+            "medloop_batches_released",
+            "Batches, by why no image more was in them: full, or all that was ready",
+            ["reason"],
+            registry=registry,
+        )
+        self._released = {reason: released.labels(reason) for reason in ("full", "all-ready")}
 
-    def observe(self, stage: str, seconds: float) -> None:
-        self._stages.labels(stage).observe(seconds)
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stages[stage].observe(seconds)
 
-    def answered(self, prediction: Prediction) -> None:
-        self._predictions.labels(prediction.model.version).inc()
+    def batch(self, size: int, why: Released, seconds: float) -> None:
+        self._batches.observe(size)
+        self._released[why].inc()
+        self._stages["network"].observe(seconds)
+
+    def answered(self, version: str, decision: str) -> None:
+        self._predictions.labels(version, decision).inc()
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
 
 
 class ServingState(Collector):
-    """Read when Prometheus asks: which model answers, and how many predictions were never recorded."""
+    """Read when Prometheus asks: which model answers, what waits, and what was never recorded."""
 
-    def __init__(self, watcher: Watcher, recorder: Recorder) -> None:
-        self._watcher, self._recorder = watcher, recorder
+    def __init__(
+        self, watcher: Watcher, gauges: Iterable[tuple[str, str, Callable[[], float]]], dropped: Callable[[], int]
+    ) -> None:
+        self._watcher, self._gauges, self._dropped = watcher, tuple(gauges), dropped
 
     def collect(self) -> Iterator[Metric]:
         labels = ["name", "version", "bundle_digest", "engine", "precision"]
@@ -49,6 +72,8 @@ class ServingState(Collector):
         if (served := self._watcher.current) is not None:
             model.add_metric([getattr(served.ref, label) for label in labels], 1)
         yield model
+        for name, what, read in self._gauges:
+            yield GaugeMetricFamily(name, what, value=read())
         dropped = CounterMetricFamily("medloop_records_dropped", "Predictions that were never recorded")
-        dropped.add_metric([], self._recorder.dropped)
+        dropped.add_metric([], self._dropped())
         yield dropped

@@ -1,136 +1,179 @@
-"""From bytes to an answer: decode and prepare in threads, run the network, say how sure it is.
+"""The way to the network: in from the event loop, out to it again, and every answer recorded on the way.
 
-`Predictor` is the only way to the network. Every item stands for itself: one that cannot be decoded becomes its own
-error, and the others of its request are answered.
+`Predictor` is what all protocols ask. Every image stands for itself: one that cannot be read becomes its own error, and
+the others of its request are answered.
 """
 
+import asyncio
 import hashlib
-import time
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol
 
-import anyio
 import anyio.to_thread
 import numpy as np
-from medloop.bundle import Outputs, Pixels, prediction_set
-from medloop.errors import MedLoopError
-from medloop.schemas import Prediction
-from medloop.vision.prepare import PreparationSpec, prepare
+from medloop.bundle import Pixels
+from medloop.errors import InvalidRequest, MedLoopError
+from medloop.log import request_id
+from medloop.vision.dicom_reader import DicomReader
 
+from medloop_inference.admission import Admission, Pace
+from medloop_inference.answer import Answer, Options, with_activation
+from medloop_inference.batcher import Batcher, Item, Outcome, Settled, Ticket, Watch
 from medloop_inference.champion import Served
+from medloop_inference.settings import QueueSettings
 
-CHUNK = 32
-"""Images of one request that go through the network together: beyond this a CPU gains little, and others wait."""
+__all__ = ["Answer", "Options", "Predictor"]
 
-Seconds: TypeAlias = dict[str, float]
-Observe: TypeAlias = Callable[[str, float], None]
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """One image on its way: `pixels` uint8 [S, S, C], the hash of what was sent, and the time decoding took."""
-
-    pixels: Pixels
-    image_hash: str
-    decode_s: float
+WINDOW = 32
+"""Images of one request that wait at once, so that a large request does not hold up everybody else's."""
+_NOBODY = Options()
 
 
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    outputs: Outputs
-    queue_s: float
-    network_s: float
+class Sink(Protocol):
+    """Told every outcome before its caller is, from a lane's thread; `offered` afterwards."""
+
+    def settled(self, settled: Settled) -> None: ...
+    def delivered(self, settled: Settled) -> None: ...
 
 
 class Predictor:
-    """Answers for images with whatever model it is handed.
+    """Answers for images with what `served` returns at the time (it raises NoModel while there is nothing).
 
-    At most `decoders` images are decoded at once, and the network runs once at a time: ONNX Runtime spreads a single
-    run over all cores. `observe` is told the seconds that each stage took.
+    `stored` says whether images are kept, which each answer then states.
     """
 
-    def __init__(self, decoders: int, observe: Observe = lambda stage, seconds: None) -> None:
-        self._decoding = anyio.CapacityLimiter(decoders)
-        self._engine = anyio.CapacityLimiter(1)
-        self._observe = observe
+    def __init__(
+        self,
+        served: Callable[[], Served],
+        queue: QueueSettings,
+        *,
+        lanes: int,
+        dicom: DicomReader,
+        watch: Watch,
+        sink: Sink,
+        stored: bool = False,
+    ) -> None:
+        self._served, self._sink, self._stored = served, sink, stored
+        self.admission = Admission(queue)
+        self._batcher = Batcher(lanes, self.admission, Pace(queue.target_ms), dicom, watch, self._settle)
+        self._submitted: list[Item] = []  # in this turn of the event loop
 
-    async def predict(self, served: Served, image: bytes) -> Prediction:
-        """The answer to one encoded image; raises InvalidImage, UnsupportedImage or ImageTooLarge."""
-        (answer,) = await self.predict_many(served, [image])
-        if isinstance(answer, MedLoopError):
-            raise answer
-        return answer
+    def start(self) -> None:
+        self._batcher.start()
 
-    async def predict_many(self, served: Served, images: Sequence[bytes]) -> list[Prediction | MedLoopError]:
-        """For each encoded image, in order, its answer or its own error; all answers come from `served`."""
-        answers: list[Prediction | MedLoopError] = []
-        for start in range(0, len(images), CHUNK):
-            answers += await self._predict_chunk(served, images[start : start + CHUNK])
-        return answers
+    def stop(self, timeout: float = 10.0) -> None:
+        """Answer what was accepted, then end."""
+        self._batcher.stop(timeout)
 
-    async def _predict_chunk(self, served: Served, images: Sequence[bytes]) -> list[Prediction | MedLoopError]:
-        began = time.perf_counter()
-        decoded = await self._decode_all(images, served.bundle.card.preparation)
-        good = [item for item in decoded if isinstance(item, _Prepared)]
-        if not good:
-            return [item for item in decoded if isinstance(item, MedLoopError)]
-        pixels = np.stack([item.pixels for item in good])  # uint8 [N, S, S, C]
-        asked = time.perf_counter()
-        ran = await anyio.to_thread.run_sync(_run, served, pixels, asked, limiter=self._engine)
-        self._observe("queue", ran.queue_s)
-        self._observe("network", ran.network_s)
-        rows = iter(range(len(good)))
-        return [
-            item if isinstance(item, MedLoopError) else _answer(served, item, ran, next(rows), began)
-            for item in decoded
-        ]
+    @property
+    def busy(self) -> bool:
+        return self._batcher.busy
 
-    async def _decode_all(self, images: Sequence[bytes], spec: PreparationSpec) -> list[_Prepared | MedLoopError]:
-        decoded: dict[int, _Prepared | MedLoopError] = {}
+    async def predict(self, image: bytes, options: Options = _NOBODY) -> Answer:
+        """The answer to one encoded image.
 
-        async def decode(index: int) -> None:
-            decoded[index] = await anyio.to_thread.run_sync(_decode, images[index], spec, limiter=self._decoding)
+        Raises NoModel, Overloaded, DeadlineExceeded, InvalidImage, UnsupportedImage or ImageTooLarge.
+        """
+        (outcome,) = await self.predict_many((image,), options)
+        if isinstance(outcome, MedLoopError):
+            raise outcome
+        return outcome
 
-        async with anyio.create_task_group() as tasks:
-            for index in range(len(images)):
-                tasks.start_soon(decode, index)
-        for item in decoded.values():
-            if isinstance(item, _Prepared):
-                self._observe("decode", item.decode_s)
-        return [decoded[index] for index in range(len(images))]
+    async def predict_many(self, images: Sequence[bytes], options: Options = _NOBODY) -> list[Answer | MedLoopError]:
+        """For each encoded image, in order, its answer or its own error; all answers come from one model.
+
+        Raises NoModel and Overloaded, before anything was done.
+        """
+        served, current = self._served(), request_id.get()
+
+        def item(number: int, ticket: Ticket, index: int) -> Item:
+            return Item(served, options, ticket, index, images[number], request_id=current, stored=self._stored)
+
+        return await self._ask(len(images), sum(map(len, images)), item)
+
+    async def predict_pixels(self, pixels: Pixels, options: Options = _NOBODY) -> list[Answer | MedLoopError]:
+        """The answers to `pixels` uint8 [N, S, S, C], N ≥ 1, prepared already as the bundle's card says; the image's
+        hash is that of the pixels. Raises InvalidRequest for another shape, NoModel and Overloaded."""
+        served = self._served()
+        spec = served.bundle.card.preparation
+        expected = (spec.size, spec.size, spec.channels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
+            raise InvalidRequest(f"Prepared images must be uint8 [N, {', '.join(map(str, expected))}] with N ≥ 1.")
+        current = request_id.get()
+
+        def item(number: int, ticket: Ticket, index: int) -> Item:
+            one = pixels[number]
+            return Item(served, options, ticket, index, b"", one, request_id=current, image_hash=_hash(one))
+
+        return await self._ask(len(pixels), pixels.nbytes, item)
+
+    async def _ask(self, count: int, size: int, item: Callable[[int, Ticket, int], Item]) -> list[Outcome]:
+        """The outcomes of `count` images that take `size` bytes; `item(number, ticket, index)` makes each."""
+        self.admission.check()
+        self.admission.hold(size)
+        try:
+            outcomes: list[Outcome] = []
+            for start in range(0, count, WINDOW):
+                numbers = range(start, min(start + WINDOW, count))
+                ticket = Ticket(asyncio.get_running_loop().create_future(), len(numbers))
+                outcomes += await self._through([item(number, ticket, i) for i, number in enumerate(numbers)])
+            return outcomes
+        finally:
+            self.admission.release(size)
+
+    async def _through(self, items: list[Item]) -> list[Outcome]:
+        """Submit the items of one ticket and wait for all of them."""
+        ticket = items[0].ticket
+        if not self._submitted:
+            # What arrives in one turn of the event loop goes to the lanes together, and wakes one of them once.
+            ticket.future.get_loop().call_soon(self._flush)
+        self._submitted += items
+        self.admission.images += len(items)
+        await ticket.future
+        outcomes = [ticket.outcomes[index] for index in range(len(items))]
+        if not items[0].options.cam:
+            return outcomes
+        return [await _drawn(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+
+    def _flush(self) -> None:
+        items, self._submitted = self._submitted, []
+        self._batcher.submit(items)
+
+    def _settle(self, settled: Settled) -> None:
+        """In a lane's thread: record first, so that no answer is out that a kill could make unheard of; then tell."""
+        self._tell_sink(self._sink.settled, settled)
+        loop = settled[0][0].ticket.future.get_loop()
+        try:
+            loop.call_soon_threadsafe(self._deliver, settled)
+        except RuntimeError:  # the loop is closed: the service ended, and its callers with it
+            logger.warning("%d answers were ready after the service had stopped", len(settled))
+        self._tell_sink(self._sink.delivered, settled)
+
+    def _tell_sink(self, tell: Callable[[Settled], None], settled: Settled) -> None:
+        try:
+            tell(settled)
+        except Exception:
+            # A defect in what is done beside answering must not keep anybody's answer.
+            logger.exception("answers could not be noted")
+
+    def _deliver(self, settled: Settled) -> None:
+        self.admission.images -= len(settled)
+        for item, outcome in settled:
+            ticket = item.ticket
+            ticket.outcomes[item.index] = outcome
+            ticket.missing -= 1
+            if not ticket.missing and not ticket.future.done():
+                ticket.future.set_result(None)
 
 
-def _decode(image: bytes, spec: PreparationSpec) -> _Prepared | MedLoopError:
-    started = time.perf_counter()
-    try:
-        pixels = prepare(image, spec)
-    except MedLoopError as exc:
-        return exc
-    return _Prepared(pixels, hashlib.sha256(image).hexdigest(), time.perf_counter() - started)
+async def _drawn(item: Item, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, MedLoopError) or item.pixels is None:
+        return outcome
+    return await anyio.to_thread.run_sync(with_activation, outcome, item.pixels)
 
 
-def _run(served: Served, pixels: Pixels, asked: float) -> _Ran:
-    started = time.perf_counter()
-    outputs = served.network.run(pixels)
-    return _Ran(outputs, started - asked, time.perf_counter() - started)
-
-
-def _answer(served: Served, item: _Prepared, ran: _Ran, row: int, began: float) -> Prediction:
-    card = served.bundle.card
-    probabilities = ran.outputs.probabilities[row]  # f32 [K]
-    seconds: Seconds = {
-        "decode": item.decode_s,
-        "queue": ran.queue_s,
-        "network": ran.network_s,
-        "total": time.perf_counter() - began,
-    }
-    return Prediction(
-        model=served.ref,
-        image_hash=item.image_hash,
-        label=card.classes[int(probabilities.argmax())],
-        probabilities=dict(zip(card.classes, map(float, probabilities), strict=True)),
-        prediction_set=prediction_set(probabilities, card),
-        coverage=card.conformal.coverage,
-        milliseconds={stage: round(taken * 1000, 3) for stage, taken in seconds.items()},
-    )
+def _hash(pixels: Pixels) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

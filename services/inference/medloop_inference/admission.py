@@ -1,0 +1,91 @@
+"""Who is let in, and how much goes through the network at once.
+
+`Admission` refuses at the door what could not be answered in time: a queue without bound only makes everybody late.
+`Pace` finds the batch size: additive increase while answers come in time, multiplicative decrease when they do not
+(AIMD; for serving, Crankshaw et al. 2017, Clipper).
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from medloop.errors import Overloaded
+
+from medloop_inference.settings import QueueSettings
+
+FIRST_GUESS_S = 0.005
+"""An image, before one was timed: so that a burst right after the start is not let in whole."""
+HEADROOM = 0.75
+"""Of the target: what is let in is answered within all of it even when the next batches take longer than the last."""
+_WEIGHT = 0.1  # of the newest batch in the moving average
+
+
+class Admission:
+    """Counts what waits. All but `ran` is called from the event loop's thread only."""
+
+    def __init__(self, limits: QueueSettings) -> None:
+        self._limits = limits
+        self._target = limits.target_ms / 1000
+        self.images = 0
+        self.bytes = 0
+        self.seconds_per_image = FIRST_GUESS_S
+        self._timed = False
+
+    @property
+    def predicted_wait(self) -> float:
+        """Seconds until the network would begin with an image that came now."""
+        return self.images * self.seconds_per_image
+
+    def check(self) -> None:
+        """Raise Overloaded unless one more request can be answered in time. Somebody who comes alone always can."""
+        wait = self.predicted_wait
+        if self.images and wait > HEADROOM * self._target:
+            raise Overloaded(
+                f"{self.images} images wait already, about {wait:.1f} s of work; send this again later.",
+                retry_after=max(1, math.ceil(wait - HEADROOM * self._target)),
+            )
+        if self.images >= self._limits.queue_images:
+            raise Overloaded(f"{self.images} images wait already; send this again later.")
+
+    def hold(self, size: int) -> None:
+        """Account for `size` bytes of somebody's images; raises Overloaded when memory's bound is reached."""
+        if self.bytes and self.bytes + size > self._limits.queue_bytes:
+            raise Overloaded("The images that wait fill the memory set aside for them; send this again later.")
+        self.bytes += size
+
+    def release(self, size: int) -> None:
+        self.bytes -= size
+
+    def ran(self, images: int, seconds: float) -> None:
+        """A batch took `seconds` of the network's time; called from the thread that ran it."""
+        weight = _WEIGHT if self._timed else 1.0
+        self._timed = True
+        self.seconds_per_image += weight * (seconds / images - self.seconds_per_image)
+
+
+class Pace:
+    """The largest batch, kept so that the 95th percentile of latency stays within the target."""
+
+    SMALLEST, FIRST, LARGEST = 1, 8, 32
+    _WINDOW = 64  # answers between two looks at the percentile
+
+    def __init__(self, target_ms: float) -> None:
+        self._target = target_ms / 1000
+        self._latencies: deque[float] = deque(maxlen=self._WINDOW)
+        self._since = 0
+        self.limit = self.FIRST
+
+    def observe(self, latencies: Sequence[float]) -> None:
+        """Learn from a batch: the seconds from acceptance to answer of each of its images."""
+        full = len(latencies) >= self.limit
+        self._latencies.extend(latencies)
+        self._since += len(latencies)
+        if self._since < self._WINDOW and not full:
+            return
+        late = sorted(self._latencies)[math.ceil(0.95 * len(self._latencies)) - 1] > self._target
+        if late and self._since >= self._WINDOW:
+            self.limit = max(self.SMALLEST, self.limit // 2)
+            self._latencies.clear()  # those are the old size's
+            self._since = 0
+        elif full and not late:
+            self.limit = min(self.LARGEST, self.limit + 1)

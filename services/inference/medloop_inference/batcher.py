@@ -1,0 +1,376 @@
+"""From encoded images to the network's outputs, in threads: decoding beside the network, which never idles.
+
+Every lane does both jobs. It decodes what is queued for a millisecond or so, adds it to what is ready, and, if nobody
+is at the network, takes all that is ready through it as one batch. So a lone image pays for one change of threads in
+each direction, and under load batches form by themselves out of what arrived while the last one ran: nothing ever waits
+for a batch to fill. Large images and DICOM are decoded in slow lanes of their own and hold up nobody else.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias, cast
+
+import numpy as np
+from medloop.bundle import Outputs, Pixels
+from medloop.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, MedLoopError, Unavailable
+from medloop.vision.decode import Limits
+from medloop.vision.dicom import is_dicom
+from medloop.vision.dicom_reader import DicomReader
+from medloop.vision.encode import encode_png_canonical
+from medloop.vision.prepare import prepare, prepare_pixels
+from numpy.typing import NDArray
+
+from medloop_inference.admission import Admission, Pace
+from medloop_inference.answer import Answer, Asked, Composer, Options
+from medloop_inference.champion import Served
+
+logger = logging.getLogger(__name__)
+
+SLICE_S = 0.0015
+"""How long a lane decodes before it looks at the network: short beside any answer, long beside a change of threads."""
+SMALL = Limits(max_pixels=4_000_000, max_bytes=4 * 2**20)
+"""What a quick lane decodes (tens of milliseconds at most); larger images go to the slow lanes."""
+SLOW_LANES = 2
+
+Outcome: TypeAlias = Answer | MedLoopError
+Released: TypeAlias = Literal["full", "all-ready"]
+
+
+class Watch(Protocol):
+    """Told what happens, from the lanes' threads."""
+
+    def batch(self, size: int, why: Released, seconds: float) -> None: ...
+    def stage(self, stage: str, seconds: float) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Somebody who waits for `missing` outcomes; but for `future.cancelled()` the event loop's thread's alone."""
+
+    future: "asyncio.Future[None]"
+    missing: int
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One image on its way through, number `index` of its ticket; `pixels` uint8 [S, S, C] are set once it is prepared.
+    Times are seconds on the clock of `time.monotonic`."""
+
+    served: Served
+    options: Options
+    ticket: Ticket
+    index: int
+    image: bytes
+    pixels: Pixels | None = None
+    request_id: str | None = None
+    stored: bool = False
+    accepted: float = field(default_factory=time.monotonic)
+    image_hash: str = ""
+    warnings: tuple[str, ...] = ()
+    ready: float = 0.0
+    decode_s: float = 0.0
+    plain: bytes | None = None  # what is stored in place of a DICOM file, which is full of names
+
+
+Settled: TypeAlias = list[tuple[Item, Outcome]]
+
+
+class Batcher:
+    """Takes items through decoding and network; `settle` is told their outcomes, batch by batch, from a lane's thread.
+
+    `lanes` is the number of cores to use. Items of one batch share a model: one that is swapped in meanwhile answers
+    what was submitted after.
+    """
+
+    def __init__(
+        self,
+        lanes: int,
+        admission: Admission,
+        pace: Pace,
+        dicom: DicomReader,
+        watch: Watch,
+        settle: Callable[[Settled], None],
+    ) -> None:
+        self.pace = pace
+        self._admission, self._dicom, self._watch, self._tell = admission, dicom, watch, settle
+        self._lock = threading.Lock()  # guards all that follows
+        self._work, self._slow_work = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._queued: deque[Item] = deque()  # to be decoded
+        self._large: deque[Item] = deque()  # to be decoded in a slow lane
+        self._ready: deque[Item] = deque()
+        self._running = False  # whether a lane is at the network
+        self._open = 0  # submitted and not settled
+        self._idle = 0  # quick lanes that wait
+        self._stopping = False
+        self._decode_s = SLICE_S / 4  # moving average of one image
+        self._last_ended = 0.0  # when the network last had nothing to do or ended a batch
+        self._composes_for: Served | None = None
+        self._composer: Composer
+        quick = [threading.Thread(target=self._quick_lane, name=f"lane-{i}", daemon=True) for i in range(lanes)]
+        slow = [threading.Thread(target=self._slow_lane, name=f"slow-{i}", daemon=True) for i in range(SLOW_LANES)]
+        self._threads = quick + slow
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Finish what was submitted, then end; what is left after `timeout` seconds is abandoned."""
+        with self._lock:
+            self._stopping = True
+            self._wake_all()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._open > 0
+
+    def submit(self, items: Sequence[Item]) -> None:
+        with self._lock:
+            self._open += len(items)
+            for item in items:
+                (self._queued if item.pixels is None else self._ready).append(item)
+            if self._idle:
+                self._work.notify()
+
+    def _settle(self, settled: Settled) -> None:
+        if not settled:
+            return
+        self._tell(settled)
+        with self._lock:
+            self._open -= len(settled)
+            if self._stopping and not self._open:
+                self._wake_all()
+
+    def _wake_all(self) -> None:
+        self._work.notify_all()
+        self._slow_work.notify_all()
+
+    # The quick lanes.
+
+    def _quick_lane(self) -> None:
+        while True:
+            with self._lock:
+                while not self._queued and not (self._ready and not self._running):
+                    if self._stopping and not self._open:
+                        return
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                batch = [] if self._running else self._take_batch()
+                chunk = [] if batch else self._take_chunk()
+                if self._idle and self._queued:
+                    self._work.notify()
+            if chunk:
+                self._safely(self._decode_chunk, chunk)
+            else:
+                self._safely(self._run_batch, batch)
+
+    def _safely(self, work: Callable[[list[Item]], Settled], items: list[Item]) -> None:
+        """Whatever goes wrong, every item is settled and the lane lives: it is what everybody else waits for."""
+        try:
+            settled = work(items)
+        except Exception:
+            logger.exception("a lane failed")
+            unexpected = MedLoopError("An unexpected error occurred; the service's log says more.")
+            settled = [(item, unexpected) for item in items]
+        self._settle(settled)
+
+    def _take_batch(self) -> list[Item]:
+        """What goes through the network next: all that is ready for one model, up to the pace's limit."""
+        batch: list[Item] = []
+        while self._ready and len(batch) < self.pace.limit and (not batch or self._ready[0].served is batch[0].served):
+            batch.append(self._ready.popleft())
+        self._running = bool(batch)
+        return batch
+
+    def _take_chunk(self) -> list[Item]:
+        """As many queued images as a slice of decoding is likely to be enough for."""
+        size = max(1, min(len(self._queued), self.pace.limit, int(SLICE_S / self._decode_s)))
+        return [self._queued.popleft() for _ in range(min(size, len(self._queued)))]
+
+    def _decode_chunk(self, chunk: list[Item]) -> Settled:
+        refused: Settled = []
+        ready: list[Item] = []
+        large: list[Item] = []
+        for item in chunk:
+            try:
+                if is_dicom(item.image) or not self._prepare(item, SMALL):
+                    large.append(item)
+                else:
+                    ready.append(item)
+                    self._decode_s += 0.1 * (item.decode_s - self._decode_s)
+            except MedLoopError as exc:
+                refused.append((item, exc))
+        with self._lock:
+            self._ready.extend(ready)
+            self._large.extend(large)
+            if large:
+                self._slow_work.notify_all()
+        return refused
+
+    def _prepare(self, item: Item, limits: Limits | None) -> bool:
+        """Decode and prepare; False when the image is larger than `limits` allow here."""
+        if _is_late(item):
+            raise _too_late()
+        started = time.monotonic()
+        try:
+            spec = item.served.bundle.card.preparation
+            item.pixels = prepare(item.image, spec, limits) if limits else prepare(item.image, spec)
+        except ImageTooLarge:
+            if limits is None:
+                raise
+            return False
+        self._mark(item, started)
+        return True
+
+    def _mark(self, item: Item, started: float) -> None:
+        item.image_hash = hashlib.sha256(item.image).hexdigest()
+        item.ready = time.monotonic()
+        item.decode_s = item.ready - started
+        self._watch.stage("decode", item.decode_s)
+
+    # The slow lanes.
+
+    def _slow_lane(self) -> None:
+        while True:
+            with self._lock:
+                while not self._large:
+                    if self._stopping and not self._open:
+                        return
+                    self._slow_work.wait()
+                item = self._large.popleft()
+            self._safely(self._decode_large, [item])
+
+    def _decode_large(self, items: list[Item]) -> Settled:
+        (item,) = items
+        try:
+            if is_dicom(item.image):
+                self._prepare_dicom(item)
+            else:
+                self._prepare(item, None)
+        except MedLoopError as exc:
+            return [(item, exc)]
+        with self._lock:
+            self._ready.append(item)
+            self._work.notify()
+        return []
+
+    def _prepare_dicom(self, item: Item) -> None:
+        if _is_late(item):
+            raise _too_late()
+        started = time.monotonic()
+        read = self._dicom.read(item.image, item.options.frame)
+        item.pixels = prepare_pixels(read.pixels, item.served.bundle.card.preparation)
+        item.warnings = tuple(read.warnings)
+        if item.stored:
+            item.plain = encode_png_canonical(read.pixels)
+        self._mark(item, started)
+
+    # At the network.
+
+    def _run_batch(self, batch: list[Item]) -> Settled:
+        why: Released = "full" if len(batch) >= self.pace.limit else "all-ready"
+        started = time.monotonic()
+        late = {item for item in batch if _is_late(item)}
+        settled: Settled = [(item, _too_late()) for item in late]
+        waiting = [item for item in batch if item not in late]
+        try:
+            if waiting:
+                settled += self._answered(waiting, started)
+        finally:
+            with self._lock:
+                self._running = False
+                if self._idle and self._ready:
+                    self._work.notify()
+        if waiting:
+            self._learn(waiting, why, started)
+        return settled
+
+    def _composer_of(self, served: Served) -> Composer:
+        # One lane at a time is at the network, so nobody else is here.
+        if served is not self._composes_for:
+            self._composes_for, self._composer = served, Composer(served.ref, served.bundle, served.outliers)
+        return self._composer
+
+    def _learn(self, batch: list[Item], why: Released, started: float) -> None:
+        ended = time.monotonic()
+        # Saturated, a batch costs the time since the last one ended; otherwise the time since its first image came.
+        since = max(self._last_ended, min(item.accepted for item in batch))
+        self._last_ended = ended
+        self._admission.ran(len(batch), ended - since)
+        self.pace.observe([ended - item.accepted for item in batch])
+        self._watch.batch(len(batch), why, ended - started)
+
+    def _answered(self, batch: list[Item], started: float) -> Settled:
+        """The batch's answers. When the network fails on it, halves are tried, so that a bad item is alone at last."""
+        try:
+            outputs = batch[0].served.network.run(np.stack([cast(Pixels, item.pixels) for item in batch]))
+        except Exception as exc:  # noqa: BLE001 - engines share no narrower base; told by `_why_it_failed`
+            # One item must not take the others with it.
+            if len(batch) > 1:
+                half = len(batch) // 2
+                return self._answered(batch[:half], started) + self._answered(batch[half:], started)
+            return [(batch[0], _why_it_failed(batch[0], exc))]
+        return self._composed(batch, outputs, started)
+
+    def _composed(self, batch: list[Item], outputs: Outputs, started: float) -> Settled:
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(outputs.probabilities).all(axis=1))
+        if not finite.all():
+            good = [item for item, fine in zip(batch, finite, strict=True) if fine]
+            bad: Settled = [(item, _unanswerable()) for item, fine in zip(batch, finite, strict=True) if not fine]
+            return bad + (self._composed(good, _rows(outputs, finite), started) if good else [])
+        ended = time.monotonic()
+        asked = []
+        for item in batch:
+            seconds = {
+                "decode": item.decode_s,
+                "queue": max(0.0, started - item.accepted - item.decode_s),
+                "network": ended - started,
+                "total": ended - item.accepted,
+            }
+            self._watch.stage("queue", seconds["queue"])
+            asked.append(Asked(item.image_hash, seconds, item.warnings, item.stored, item.options.cam))
+        return list(zip(batch, self._composer_of(batch[0].served).compose(asked, outputs), strict=True))
+
+
+def _is_late(item: Item) -> bool:
+    """Whether nobody waits any more."""
+    if item.ticket.future.cancelled():
+        return True
+    return item.options.deadline is not None and time.monotonic() > item.options.deadline
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The time that X-Request-Timeout-Ms allows ran out while this waited; send it again later.")
+
+
+def _why_it_failed(item: Item, error: Exception) -> MedLoopError:
+    """Whose fault it was that the network failed on one image alone: a blank one must go through a sound network."""
+    spec = item.served.bundle.card.preparation
+    try:
+        item.served.network.run(np.zeros((1, spec.size, spec.size, spec.channels), np.uint8))
+    except Exception:  # as above
+        logger.exception("the network fails on every image")
+        return Unavailable("The model cannot answer at the moment; the service's log says more.")
+    logger.warning("the network failed on one image: %s", error)
+    return _unanswerable()
+
+
+def _unanswerable() -> InvalidImage:
+    return InvalidImage("The model has no answer to this image: send the original file, or another one.")
+
+
+def _rows(outputs: Outputs, chosen: NDArray[np.bool_]) -> Outputs:
+    cam = None if outputs.cam is None else outputs.cam[chosen]
+    return Outputs(outputs.probabilities[chosen], outputs.embedding[chosen], cam)

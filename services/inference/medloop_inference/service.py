@@ -1,0 +1,136 @@
+"""The parts of one running inference service, and how they are tied together."""
+
+from medloop.cpus import available_cpus
+from medloop.engines.checks import find_check
+from medloop.errors import MedLoopError
+from medloop.http import Readiness
+from medloop.registry import Registry
+from medloop.schemas import EngineCheck, ServedModel
+from medloop.storage.objects import ObjectStore, open_objects
+from medloop.storage.records import RecordStore, open_records
+from medloop.vision.dicom_reader import DicomReader
+from prometheus_client import CollectorRegistry
+
+from medloop_inference.admission import Pace
+from medloop_inference.answer import record_of
+from medloop_inference.background import Neighbours, Periodic
+from medloop_inference.batcher import Settled
+from medloop_inference.champion import Watcher
+from medloop_inference.corrections import Corrections
+from medloop_inference.loading import Wanted
+from medloop_inference.metrics import Metrics, ServingState
+from medloop_inference.predict import Predictor
+from medloop_inference.records import Entry, Recorder
+from medloop_inference.settings import Settings
+from medloop_inference.shadow import Shadow
+from medloop_inference.spool import Spool
+
+NEIGHBOUR_SECONDS = 10.0
+"""Between two looks at whether objects and records answer."""
+
+
+class Service:
+    """Everything is made here and started by `start`; `stop` ends it in the order in which nothing is lost."""
+
+    def __init__(self, settings: Settings, readiness: Readiness, metrics: CollectorRegistry) -> None:
+        model, recording = settings.serving.model, settings.recording
+        registry = Registry(settings.tracking.tracking_uri)
+        self.objects: ObjectStore = open_objects(settings.storage.objects_url)
+        self.records: RecordStore = open_records(settings.storage.records_url)
+        self.watcher = Watcher(
+            model,
+            registry,
+            settings.home,
+            wanted=self._wanted(settings),
+            report=lambda reason: readiness.passed() if reason is None else readiness.failed(reason),
+        )
+        self.metrics = Metrics(metrics)
+        spool_dir = recording.spool_dir or settings.home.home / "inference" / model / "spool"
+        self.recorder = Recorder(self.records, self.objects, Spool(spool_dir, recording.spool_max_bytes))
+        self.dicom = DicomReader()
+        self.predictor = Predictor(
+            self.watcher.served,
+            settings.queue,
+            lanes=available_cpus(),
+            dicom=self.dicom,
+            watch=self.metrics,
+            sink=self,
+            stored=recording.store_images,
+        )
+        self.shadow: Shadow | None = None
+        if share := settings.serving.shadow_share:
+            busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
+            self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
+        self.corrections = Corrections(model, self.objects, self.records, self.dicom)
+        self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
+        admission = self.predictor.admission
+        gauges = [
+            ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
+            (
+                "medloop_queue_wait_seconds",
+                "Predicted wait of an image that came now",
+                lambda: admission.predicted_wait,
+            ),
+        ]
+        metrics.register(ServingState(self.watcher, gauges, lambda: self.recorder.dropped))
+        self._background = [
+            Periodic("champion watcher", self.watcher.poll_once, settings.serving.poll_seconds),
+            Periodic("neighbours", self.neighbours.check_once, NEIGHBOUR_SECONDS),
+        ]
+
+    def start(self) -> None:
+        self.recorder.start()
+        self.predictor.start()
+        if self.shadow is not None:
+            self.shadow.start()
+        for work in self._background:
+            work.start()
+
+    def stop(self) -> None:
+        for work in self._background:
+            work.stop()
+        self.predictor.stop()
+        self.dicom.close()
+        if self.shadow is not None:
+            self.shadow.stop()
+        self.recorder.stop()
+        self.records.close()
+
+    @property
+    def degraded(self) -> dict[str, str]:
+        recording = {"records": self.recorder.problem} if self.recorder.problem else {}
+        return self.neighbours.degraded | recording | self.watcher.degraded
+
+    def describe(self) -> ServedModel:
+        shadow = self.shadow.describe() if self.shadow is not None else None
+        return self.watcher.describe().model_copy(update={"shadow": shadow, "degraded": self.degraded})
+
+    def _wanted(self, settings: Settings) -> Wanted:
+        model, engine = settings.serving.model, settings.engine
+
+        def check(version: str, digest: str) -> EngineCheck | None:
+            return find_check(self.records, model, version, digest, engine.engine, engine.precision)
+
+        return Wanted(engine.engine, engine.precision, engine.engine_threads, Pace.FIRST, check)
+
+    # What the predictor tells, from a lane's thread.
+
+    def settled(self, settled: Settled) -> None:
+        """Count answers and refusals; answers are also recorded."""
+        entries: list[Entry] = []
+        for item, outcome in settled:
+            if isinstance(outcome, MedLoopError):
+                self.metrics.refused(outcome.code)
+                continue
+            self.metrics.answered(item.served.ref.version, outcome.document["decision"])
+            document = record_of(outcome, item.request_id, item.options.caller)
+            entries.append(Entry(document, (item.plain or item.image) if item.stored else None))
+        if entries:
+            self.recorder.record(entries)
+
+    def delivered(self, settled: Settled) -> None:
+        if self.shadow is None:
+            return
+        for item, outcome in settled:
+            if not isinstance(outcome, MedLoopError):
+                self.shadow.offer(outcome.document, item.image, item.pixels, item.served.bundle.card.preparation)
