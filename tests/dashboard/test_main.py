@@ -27,6 +27,8 @@ def test_loopback_only_unless_a_proxy_stands_in_front() -> None:
     assert "--server.allowedHosts=localhost" in flags
     with pytest.raises(Forbidden, match="MEDLOOP_AUTH=proxy"):
         command(ServerSettings(host="0.0.0.0"), AuthSettings())
+    with pytest.raises(Forbidden, match="MEDLOOP_AUTH=proxy"):
+        command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="keys"))  # which a browser does not send
     behind = command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"))
     assert not any("allowedHosts" in flag for flag in behind)
 

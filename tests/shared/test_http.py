@@ -191,7 +191,7 @@ async def test_a_bare_application_gets_all_that_routes_get() -> None:
         ServerSettings(max_body_bytes=10),
         routers=[],
         readiness=Readiness(),
-        direct={("POST", "/direct"): Direct(hello)},
+        direct={("POST", "/direct"): Direct(hello, "predict")},
     )
     async with asgi_client(app) as client:
         answer = await client.post("/direct", content=b"you", headers={"x-request-id": "abc-1"})

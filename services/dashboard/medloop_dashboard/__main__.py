@@ -9,8 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from medloop.auth import AuthSettings, check_exposure
-from medloop.errors import MedLoopError, PortInUse
+from medloop.auth import AuthSettings, check_exposure, is_loopback
+from medloop.errors import Forbidden, MedLoopError, PortInUse
 from medloop.settings import DEFAULT_PORTS, ServerSettings
 
 PAGE = Path(__file__).with_name("app.py")
@@ -19,8 +19,14 @@ PAGE = Path(__file__).with_name("app.py")
 def command(server: ServerSettings, auth: AuthSettings) -> list[str]:
     """The command line that serves the dashboard as `server` and `auth` say.
 
-    Raises Forbidden for an address that others can reach when nothing stands in front.
+    Raises Forbidden for an address that others can reach when nothing stands in front: a browser sends no API key,
+    so keys keep nobody out of pages.
     """
+    if not auth.proxy and not is_loopback(server.host):
+        raise Forbidden(
+            f"Keys and tokens do not guard the dashboard's pages: listening on {server.host} needs "
+            "MEDLOOP_AUTH=proxy, behind a proxy that signs people in."
+        )
     check_exposure(auth, server.host)
     port = server.port or DEFAULT_PORTS["dashboard"]
     options: dict[str, str] = {
@@ -47,7 +53,7 @@ def command(server: ServerSettings, auth: AuthSettings) -> list[str]:
         "theme.baseRadius": "small",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    if auth.auth == "loopback":
+    if not auth.proxy:
         # A foreign page must not reach this one under another name (DNS rebinding).
         flags += [f"--server.allowedHosts={host}" for host in ("127.0.0.1", "localhost", "::1")]
     return [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags]

@@ -8,9 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response, status
 from medloop.approvals import Signer, Verifier
+from medloop.auth import check_signed
 from medloop.data.manifest import Split
 from medloop.errors import MedLoopError
-from medloop.http import App, Readiness
+from medloop.http import App, Readiness, require
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
 from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry
@@ -106,7 +107,7 @@ async def keep_checking(
 
 
 def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRouter:
-    router = APIRouter(tags=["evaluation"])
+    router = APIRouter(tags=["evaluation"], dependencies=[require("evaluate")])
 
     @router.post("/evaluate", status_code=status.HTTP_202_ACCEPTED, summary="Evaluate a version on a split")
     def evaluate(request: EvaluationCreate) -> JobPublic:
@@ -134,25 +135,40 @@ def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRou
 def _decisions(approver: Approver) -> APIRouter:
     router = APIRouter(tags=["decisions"])
 
-    @router.post("/gate", summary="Compare a version with the champion")
+    @router.post("/gate", dependencies=[require("evaluate")], summary="Compare a version with the champion")
     def gate(request: GateCreate) -> GateDecision:
         return approver.decide(request.model, request.version)
 
-    @router.post("/approvals", status_code=status.HTTP_201_CREATED, summary="Make a version the champion")
+    @router.post(
+        "/approvals",
+        dependencies=[require("approve")],
+        status_code=status.HTTP_201_CREATED,
+        summary="Make a version the champion",
+    )
     def approve(request: ApprovalCreate, response: Response) -> Approval:
+        if not request.bootstrap:  # which is signed in nobody's name
+            check_signed(request.approver, "approver")
         approval, new = approver.approve(request)
         if not new:
             response.status_code = status.HTTP_200_OK
         return approval
 
-    @router.post("/rollback", status_code=status.HTTP_201_CREATED, summary="Bring back the champion before this one")
+    @router.post(
+        "/rollback",
+        dependencies=[require("approve")],
+        status_code=status.HTTP_201_CREATED,
+        summary="Bring back the champion before this one",
+    )
     def rollback(request: RollbackCreate, response: Response) -> Approval:
+        check_signed(request.approver, "approver")
         approval, new = approver.rollback(request)
         if not new:
             response.status_code = status.HTTP_200_OK
         return approval
 
-    @router.get("/timeline/{model}", summary="Who made what the champion, when and why")
+    @router.get(
+        "/timeline/{model}", dependencies=[require("evaluate")], summary="Who made what the champion, when and why"
+    )
     def timeline(model: Name) -> list[TimelineEntry]:
         return approver.timeline(model)
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
-from medloop.http import App, Readiness
+from medloop.http import App, Readiness, require
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
 from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry, translated
@@ -108,7 +108,7 @@ class Desk:
 
 
 def _router(explainer: Explainer, jobs: Jobs) -> APIRouter:
-    router = APIRouter(tags=["explanation"])
+    router = APIRouter(tags=["explanation"], dependencies=[require("explain")])
     desk = Desk(IN_HAND)
 
     @router.post(

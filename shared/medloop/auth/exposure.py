@@ -1,29 +1,27 @@
-"""Who may talk to a service.
+"""What may be listened on, and requests that only seem to come from this machine.
 
 Without API keys or OIDC a service listens on loopback only, and answers only requests that really came for loopback:
-a page in somebody's browser can reach 127.0.0.1 too, under another name (DNS rebinding) or from another origin.
+a page in somebody's browser can reach 127.0.0.1 too, under another name (DNS rebinding) or from another origin. With
+them that is no danger: a browser adds no bearer token by itself.
 """
 
 import ipaddress
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
-
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from medloop.errors import Forbidden
 
 logger = logging.getLogger(__name__)
 
 
-class AuthSettings(BaseSettings):
-    """`MEDLOOP_AUTH`: `loopback` (default), or `proxy` where an authenticating proxy stands in front."""
-
-    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
-
-    auth: Literal["loopback", "proxy"] = "loopback"
+class _Modes(Protocol):
+    @property
+    def loopback(self) -> bool: ...
+    @property
+    def proxy(self) -> bool: ...
 
 
 def is_loopback(host: str) -> bool:
@@ -36,21 +34,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_exposure(settings: AuthSettings, host: str) -> None:
+def check_exposure(settings: _Modes, host: str) -> None:
     """Refuse to open a service to the network without access control."""
-    if settings.auth == "proxy":
+    if settings.proxy:
         logger.warning("MEDLOOP_AUTH=proxy: every request that arrives is trusted; keep this port behind the proxy")
-    elif not is_loopback(host):
+    elif settings.loopback and not is_loopback(host):
         raise Forbidden(
             f"Nothing is open by default: listening on {host} needs access control. "
-            "Listen on 127.0.0.1, or set MEDLOOP_AUTH=proxy behind an authenticating proxy."
+            "Listen on 127.0.0.1, or set MEDLOOP_AUTH to keys or oidc, or to proxy behind an authenticating proxy."
         )
 
 
-def check_request(settings: AuthSettings, headers: Mapping[bytes, bytes]) -> None:
+def check_request(headers: Mapping[bytes, bytes]) -> None:
     """Raise Forbidden for a request that a foreign page sent through somebody's browser."""
-    if settings.auth == "proxy":
-        return
     host = headers.get(b"host", b"").decode("latin-1")
     if not _names_loopback(host):
         raise Forbidden("This service answers on loopback only; call it as 127.0.0.1 or localhost.")

@@ -9,6 +9,18 @@ server.py    the server process: slow clients, too many connections, and how it 
 from medloop.http.app import App, Readiness, create_app
 from medloop.http.guard import Direct
 from medloop.http.problems import problem
+from medloop.http.scopes import PRINCIPAL, require, route_scopes
 from medloop.http.server import run, serve
 
-__all__ = ["App", "Direct", "Readiness", "create_app", "problem", "run", "serve"]
+__all__ = [
+    "PRINCIPAL",
+    "App",
+    "Direct",
+    "Readiness",
+    "create_app",
+    "problem",
+    "require",
+    "route_scopes",
+    "run",
+    "serve",
+]

@@ -4,8 +4,8 @@ It gives: `/livez`, `/readyz`, `/metrics`, OpenAPI, problem details (RFC 9457) f
 answers and logs, limits on what comes in, and the access rules of `medloop.auth`.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Response
@@ -15,9 +15,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 from medloop import __version__
-from medloop.auth import AuthSettings
+from medloop.auth import Access, AuthSettings
 from medloop.http.guard import Direct, Guard
 from medloop.http.problems import PROBLEM, add_handlers
+from medloop.http.scopes import require, route_scopes
 from medloop.schemas import Problem
 from medloop.settings import ServerSettings
 
@@ -57,7 +58,7 @@ class App(FastAPI):
 
     guard: Guard
     readiness: Readiness
-    auth: AuthSettings
+    access: Access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -85,22 +86,35 @@ def create_app(
 
     Bodies of the paths in `streamed` may be of any size and take any time, as long as something arrives every
     `body_seconds`: whoever reads them must bound what is held.
+
+    Each route says which scope it needs (`require`); a router with one that says nothing is for `admin` alone.
     """
+    access = Access(auth or AuthSettings())
+
+    @asynccontextmanager
+    async def whole(app: FastAPI) -> AsyncIterator[None]:
+        async with access.running():
+            if lifespan is None:
+                yield
+                return
+            async with lifespan(app):
+                yield
+
     app = App(
         title=f"MedLoop {title}",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=whole,
         responses={"default": {"description": "Problem details (RFC 9457)", "content": {PROBLEM: _SCHEMA}}},
     )
     metrics = CollectorRegistry()
     app.state.metrics = metrics
     app.readiness = readiness
-    app.auth = auth or AuthSettings()
+    app.access = access
     add_handlers(app)
     app.include_router(_operations(readiness, metrics))
     for router in routers:
-        app.include_router(router)
-    app.guard = Guard(super(App, app).__call__, settings, app.auth, metrics, readiness, direct or {}, streamed)
+        app.include_router(router, dependencies=[] if all(route_scopes(router.routes).values()) else [require("admin")])
+    app.guard = Guard(super(App, app).__call__, settings, access, metrics, readiness, direct or {}, streamed)
     return app
 
 

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medloop.auth import AuthSettings, check_request
+from medloop.auth import ANONYMOUS, OPEN_PATHS, Access, Principal, principal
 from medloop.errors import BodyTooLarge, BodyTooSlow, MedLoopError
 from medloop.http.problems import send_problem, tell
+from medloop.http.scopes import PRINCIPAL
 from medloop.log import request_id
 from medloop.schemas import new_id
 from medloop.settings import ServerSettings
@@ -28,7 +29,6 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _UNEXPECTED = MedLoopError("An unexpected error occurred; the service's log says more under this request id.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ENDING = frozenset({BodyTooLarge.status, BodyTooSlow.status})
-_UNGUARDED = frozenset({"/livez", "/readyz"})
 
 
 class _Drains(Protocol):
@@ -37,9 +37,11 @@ class _Drains(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A bare ASGI application that answers one method and path."""
+    """A bare ASGI application that answers one method and path, for callers with `scope`; it finds the `Principal`
+    in its ASGI scope under `medloop.principal`."""
 
     app: ASGIApp
+    scope: str = "admin"
 
 
 class Guard:
@@ -49,7 +51,7 @@ class Guard:
         self,
         app: ASGIApp,
         settings: ServerSettings,
-        auth: AuthSettings,
+        access: Access,
         metrics: CollectorRegistry,
         state: _Drains,
         direct: Mapping[tuple[str, str], Direct],
@@ -57,7 +59,7 @@ class Guard:
     ) -> None:
         self.app = app
         self.settings = settings
-        self.auth = auth
+        self.access = access
         self.state = state
         self.direct = dict(direct)
         self.streamed = frozenset(streamed)
@@ -73,12 +75,17 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         current = given if _REQUEST_ID.fullmatch(given) else new_id().encode()
-        token = request_id.set(current.decode())
+        id_token = request_id.set(current.decode())
+        who_token = principal.set(None)
         method, path = scope["method"], scope["path"]
         exchange = _Exchange(receive, send, path, current, self.settings, self.state, path in self.streamed)
         direct = self.direct.get((method, path))
         try:
-            self._check(path, headers)
+            who = ANONYMOUS if path in OPEN_PATHS else await self._admit(scope, headers)
+            scope[PRINCIPAL] = who
+            principal.set(who)
+            if direct is not None:
+                who.need(direct.scope)
             await (self.app if direct is None else direct.app)(scope, exchange.receive, exchange.send)
         except MedLoopError as refusal:  # raised here, or by a bare application
             tell(refusal)
@@ -96,7 +103,8 @@ class Guard:
             route = path if direct is not None else getattr(scope.get("route"), "path", "unmatched")
             # A client may invent methods, and every label is kept for ever.
             self._measure(method if method in _METHODS else "other", route, exchange.status, started)
-            request_id.reset(token)
+            principal.reset(who_token)
+            request_id.reset(id_token)
 
     def _measure(self, method: str, route: str, status: int, started: float) -> None:
         key = (method, route, status)
@@ -107,12 +115,13 @@ class Guard:
         count.inc()
         timer.observe(time.perf_counter() - started)
 
-    def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        if path not in _UNGUARDED:
-            check_request(self.auth, headers)
-        length = headers.get(b"content-length", b"0") if path not in self.streamed else b"0"
+    async def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
+        client = scope.get("client")
+        who = await self.access.admit(headers, client[0] if client else "")
+        length = headers.get(b"content-length", b"0") if scope["path"] not in self.streamed else b"0"
         if length.isdigit() and (len(length) > 18 or int(length) > self.settings.max_body_bytes):
             raise _too_large(self.settings.max_body_bytes)
+        return who
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -63,16 +63,16 @@ def _read(read: Callable[[], Given]) -> Given:
         return read()
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = str(first["loc"][0]).upper() if first["loc"] else ""
-        if not name.startswith(("MEDLOOP_", "MLFLOW_")):
-            name = f"MEDLOOP_{name}".rstrip("_")
+        name = str(first["loc"][0]).upper() if first["loc"] else "The environment"
+        if first["loc"] and not name.startswith(("MEDLOOP_", "MLFLOW_")):
+            name = f"MEDLOOP_{name}"
         raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
 
 
 def serve(app: App, service: str, settings: ServerSettings, port: int) -> None:
     """Run `app` until SIGINT or SIGTERM; accepted requests finish first."""
     configure_logging(service, settings.log_level)
-    check_exposure(app.auth, settings.host)
+    check_exposure(app.access.settings, settings.host)
     server = Server(app, settings, port)
     try:
         server.run()
@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=app.auth.auth == "proxy",
+                proxy_headers=app.access.settings.proxy,
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=FINISH_SECONDS,
             )
