@@ -133,7 +133,7 @@ def _show_activation(cam: ClassActivation | None) -> None:
     places = f"{len(cam.grid)} × {len(cam.grid[0])}"
     st.caption(
         plain(
-            f"Class activation map: the redder an area, the more it adds to {cam.label}. It is coarse ({places} places) "
+            f"Class activation map: the redder an area, the more it adds to {cam.label}. It is coarse ({places}) "
             "and shows what the model used, not what is medically relevant."
         )
     )
