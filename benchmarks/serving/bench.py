@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from benchmarks.serving.servers import KINDS, OURS, Kind, Place
 MAX_DIFFERENCE = 1e-3
 """How far a server's probabilities may lie from the bare engine's before it counts as answering something else."""
 WARM_S = 1.0
+NOTHING: Mapping[str, str] = {}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -97,17 +97,30 @@ class Bench:
             self._homes[name] = (home, *prepare_home(home, self.model(name) / "bundle", self.tracking_uri))
         return self._homes[name]
 
-    @contextmanager
-    def running(self, kind: Kind, name: str, **variables: str) -> Iterator["Running"]:
-        """The server with the model, answering; compared with the bare engine the first time."""
-        home = self.home(name)[0] if kind.name == OURS else self.folder
-        tracking_uri = self.tracking_uri if kind.name == OURS else ""
+    def server(
+        self, kind: Kind, name: str, port: int, variables: Mapping[str, str] = NOTHING, home: Path | None = None
+    ) -> Server:
+        """The server with the model, not started yet. Ours has the model's home, unless another one is given."""
+        ours = kind.name == OURS
         scratch = self.scratch(f"{kind.name}-{name}")
-        place = Place(self.model(name), scratch, free_port(), self.threads, home, tracking_uri)
+        place = Place(
+            model=self.model(name),
+            scratch=scratch,
+            port=port,
+            threads=self.threads,
+            home=home or (self.home(name)[0] if ours else scratch),
+            tracking_uri=self.tracking_uri if ours else "",
+        )
         environment = {"OMP_NUM_THREADS": str(self.threads), **kind.variables(place), **variables}
-        with Server(kind.command(place), environment, scratch / "server.log") as server:
-            found = Running(self, kind, name, server, place.port)
-            found.ready_s = server.wait_ready(found.answers)
+        return Server(kind.command(place), environment, scratch / "server.log")
+
+    @contextmanager
+    def running(self, kind: Kind, name: str, variables: Mapping[str, str] = NOTHING) -> Iterator["Running"]:
+        """The server with the model, answering; compared with the bare engine the first time."""
+        port = free_port()
+        with self.server(kind, name, port, variables) as server:
+            found = Running(self, kind, name, server, port)
+            server.wait_ready(found.answers)
             if (kind.name, name) not in self._compared:
                 self._compared[kind.name, name] = found.compare()
             yield found
@@ -131,7 +144,6 @@ class Running:
     def __init__(self, bench: Bench, kind: Kind, name: str, server: Server, port: int) -> None:
         self._bench, self.kind, self.name, self.server, self.port = bench, kind, name, server, port
         self.requests = [kind.request(*image) for image in models.files(name)]
-        self.ready_s = 0.0
 
     def answers(self) -> bool:
         """Whether a first request is answered with 200."""
@@ -177,12 +189,6 @@ class Running:
         statuses = sorted(set(outcome.statuses))
         if outcome.failed or statuses != [200]:
             raise RuntimeError(f"{self.kind.name} answered with {statuses}, and {outcome.failed} times not at all")
-
-    def idle(self, seconds: float = 1.0) -> float:
-        """The share of a core that it takes with nothing to do."""
-        before = self.server.cpu_seconds()
-        time.sleep(seconds)
-        return (self.server.cpu_seconds() - before) / seconds
 
 
 def percentiles(latencies: Sequence[float]) -> tuple[float, float]:

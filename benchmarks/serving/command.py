@@ -1,6 +1,7 @@
 """Our inference service beside the servers that people would otherwise put a model behind.
 
-    python -m benchmarks.serving [--only cpu] [--peers fastapi,litserve,…] [--repeats 5] [--seconds 5] [--json FILE]
+    python -m benchmarks.serving [--only cpu,saturated,memory,overload,swaps] [--peers fastapi,litserve,…]
+                                 [--repeats 5] [--seconds 5] [--threads N] [--work FOLDER] [--json FILE]
 
 All on loopback, one server at a time, all with the same networks, images and threads; answers are compared before
 anything is timed. CPU is that of a server's whole process tree, memory too. benchmarks/README.md says what each figure
@@ -15,13 +16,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.report import arguments, save
-from benchmarks.serving import cpu, tables
+from benchmarks.serving import cpu, memory, overload, saturated, swaps, tables
 from benchmarks.serving.bench import Bench, chosen
 from benchmarks.serving.servers import PEERS, Kind
 
 Part = Callable[[Bench, list[Kind], int, float], dict[str, float]]
 
-PARTS: dict[str, Part] = {"cpu": cpu.compare}
+PARTS: dict[str, Part] = {
+    "cpu": cpu.compare,
+    "saturated": saturated.compare,
+    "memory": memory.compare,
+    "overload": overload.compare,
+    "swaps": swaps.compare,
+}
 
 
 def main() -> int:

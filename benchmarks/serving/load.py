@@ -87,7 +87,7 @@ class _Pool:
         if answer is None:
             return
         exchange = self._busy.pop(connection)
-        if answer.closes:
+        if answer.closes or connection.sending:
             self._drop(connection)
         else:
             self._idle.append(connection)

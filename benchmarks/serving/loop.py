@@ -5,9 +5,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import httpx
 from medloop.approvals import PUBLIC_KEY_FILE, Signer
 from medloop.bundle import Bundle, read_bundle
 from medloop.registry import CHAMPION, TAG_APPROVAL, Registry
@@ -30,16 +31,20 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     ]
     address = f"http://127.0.0.1:{port}"
     with Server(command, {}, folder / "mlflow.log") as server:
-        server.wait_ready(lambda: answers(f"{address}/health"), interval=0.2)
+        server.wait_ready(lambda: answers(address, "/health"), interval=0.2)
         yield address
 
 
-def answers(url: str) -> bool:
+def answers(address: str, path: str) -> bool:
     """Whether a GET gives 200."""
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=2)
     try:
-        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
-    except httpx.TransportError:
+        connection.request("GET", path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 class Registrar:

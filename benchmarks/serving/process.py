@@ -114,8 +114,11 @@ class Server:
             if self._process.poll() is not None:  # reaps it, too
                 deadline = min(deadline, time.perf_counter() + 2.0)
             time.sleep(0.05)
-        for pid in self.pids():
-            _kill(pid)
+        while left := self.pids():
+            for pid in left:
+                _kill(pid)
+            self._process.poll()
+            time.sleep(0.01)
         self._process.wait()
 
     def _marked(self, pid: int) -> bool:

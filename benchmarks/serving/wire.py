@@ -64,6 +64,11 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def sending(self) -> bool:
+        """Whether part of the request is still here: a server may answer, and refuse, before it has read all."""
+        return bool(self._out)
+
     def begin(self, request: bytes) -> bool:
         """Start sending; returns whether all of it is out, else call `push` when the socket can take more."""
         self._out = memoryview(request)

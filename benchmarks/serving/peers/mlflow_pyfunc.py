@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, save_model
+from mlflow.pyfunc import save_model
+from mlflow.pyfunc.model import PythonModel
 
 from benchmarks.serving.peers.net import Model, options
 
@@ -21,7 +22,8 @@ class Classifier(PythonModel):
     def load_context(self, context: Any) -> None:
         self._net = Model(Path(os.environ[_FOLDER]), int(os.environ[_THREADS]))
 
-    def predict(self, model_input: list[str]) -> list[dict[str, Any]]:
+    # MLflow reads the request's schema from these annotations.
+    def predict(self, model_input: list[str]) -> list[dict[str, Any]]:  # type: ignore[override]
         found = self._net.predict([self._net.decode(base64.b64decode(text)) for text in model_input])
         return [self._net.answer(probabilities) for probabilities in found]
 
