@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from medloop.bundle import Bundle, Outputs, Pixels
+from medloop.bundle import Bundle, Outputs, Pixels, set_size
 from medloop.outliers import OutlierModel, decide
 from medloop.schemas import SCHEMA_VERSION, ModelRef, Outlier, new_id
 from medloop.vision.overlay import overlay
@@ -62,7 +62,7 @@ class Composer:
         self._model = ref.model_dump(mode="json")
         self._classes = card.classes
         self._coverage = card.conformal.coverage
-        self._smallest = 1.0 - card.conformal.threshold
+        self._conformal = card.conformal
         self._outliers = outliers
 
     def compose(self, asked: list[Asked], outputs: Outputs) -> list[Answer]:
@@ -80,8 +80,8 @@ class Composer:
         self, asked: Asked, outputs: Outputs, row: int, order: list[int], outlier: Outlier | None, created: str
     ) -> Answer:
         values = outputs.probabilities[row].tolist()
-        # As `bundle.prediction_set`, on plain numbers: the likeliest class is always in the set.
-        chosen = [self._classes[k] for rank, k in enumerate(order) if rank == 0 or values[k] >= self._smallest]
+        size = set_size([values[k] for k in order], self._conformal)
+        chosen = [self._classes[k] for k in order[:size]]
         decision, reasons = decide(chosen, outlier)
         document = {
             "schema_version": SCHEMA_VERSION,
