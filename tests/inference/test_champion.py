@@ -160,7 +160,7 @@ def test_an_older_approval_played_back_is_refused_also_after_a_restart(
     evaluator.champion(second)
     watcher.poll_once()
     evaluator.put_in_force(old)
-    for each in (watcher, Watcher("tiny", registry, HomeSettings(), threads=1)):
+    for each in (watcher, Watcher("tiny", registry, HomeSettings())):
         each.poll_once()
         assert served_version(each) == "2"
         assert "older than one that was accepted here" in reasons(each)["1"]
@@ -265,7 +265,7 @@ def test_a_refused_bundle_is_not_downloaded_at_every_poll(
     tracking_uri: str, evaluator: Evaluator, first: Bundle, tmp_path: Path, clock: Any
 ) -> None:
     registry = CountingRegistry(tracking_uri)
-    watcher = Watcher("tiny", registry, HomeSettings(), threads=1, clock=clock)
+    watcher = Watcher("tiny", registry, HomeSettings(), clock=clock)
     version = evaluator.register(first)
     flip_byte(artifact(tmp_path, "model.onnx"))
     evaluator.approve(version, first)
@@ -281,7 +281,7 @@ def test_a_served_bundle_is_downloaded_once(tracking_uri: str, evaluator: Evalua
     registry = CountingRegistry(tracking_uri)
     evaluator.champion(first)
     for _ in range(2):
-        watcher = Watcher("tiny", registry, HomeSettings(), threads=1)
+        watcher = Watcher("tiny", registry, HomeSettings())
         watcher.poll_once()
         watcher.poll_once()
         assert served_version(watcher) == "1"
@@ -294,7 +294,7 @@ def test_a_restart_while_mlflow_is_down_serves_from_this_disk(
 ) -> None:
     evaluator.champion(first)
     watcher.poll_once()
-    restarted = Watcher("tiny", nowhere, HomeSettings(), threads=1)
+    restarted = Watcher("tiny", nowhere, HomeSettings())
     restarted.poll_once()
     assert restarted.served().ref == watcher.served().ref
     assert "MLflow does not answer" in restarted.describe().degraded["tracking"]
@@ -313,7 +313,7 @@ def test_it_is_ready_before_a_slow_mlflow_has_answered(
             when_asked.extend(told)
             return super().state(model)
 
-    Watcher("tiny", Slow(tracking_uri), HomeSettings(), threads=1, report=told.append).poll_once()
+    Watcher("tiny", Slow(tracking_uri), HomeSettings(), report=told.append).poll_once()
     assert (when_asked, told) == ([None], [None, None])
 
 
@@ -333,12 +333,12 @@ def test_what_lies_on_this_disk_is_checked_again(
     else:
         saved = key.read_bytes()
         key.unlink()
-    offline = Watcher("tiny", nowhere, home, threads=1)
+    offline = Watcher("tiny", nowhere, home)
     offline.poll_once()
     assert offline.current is None
     if damage == "key":
         key.write_bytes(saved)
-    online = Watcher("tiny", registry, home, threads=1)
+    online = Watcher("tiny", registry, home)
     online.poll_once()
     assert served_version(online) == "1"
 
@@ -347,7 +347,7 @@ def test_mlflow_going_away_leaves_the_champion_and_shows(
     tracking_uri: str, evaluator: Evaluator, nowhere: Registry, first: Bundle
 ) -> None:
     registry = UnsteadyRegistry(tracking_uri, nowhere)
-    watcher = Watcher("tiny", registry, HomeSettings(), threads=1)
+    watcher = Watcher("tiny", registry, HomeSettings())
     evaluator.champion(first)
     watcher.poll_once()
     registry.down = True

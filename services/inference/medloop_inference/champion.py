@@ -1,7 +1,9 @@
 """Which model answers: the champion of one registered model, followed in MLflow and served only with a valid approval.
 
 What is served changes by swapping one reference, so a request that has begun ends on the model it began with. A
-champion that fails any check is refused, with the reason kept for people, and the one before goes on answering.
+champion that fails any check is refused, with the reason kept for people, and the one before goes on answering. The
+one that answered before the present one stays in memory, so that a rollback to it needs a valid approval and nothing
+else: no download, no load.
 """
 
 import logging
@@ -11,16 +13,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from medloop.approvals import Verifier
-from medloop.bundle import Bundle, Network
+from medloop.bundle import Bundle
+from medloop.engines import Network
 from medloop.errors import MedLoopError, NoModel, TrackingUnavailable, UntrustedModel
+from medloop.outliers import OutlierModel
 from medloop.registry import CHAMPION, TAG_APPROVAL, BundleCache, Registry, State
-from medloop.schemas import Approval, ModelRef, RefusedVersion, ServedModel, now
+from medloop.schemas import Approval, EngineCheck, ModelRef, RefusedVersion, ServedModel, now
 from medloop.settings import HomeSettings
 from pydantic import ValidationError
 
 from medloop_inference.last_served import LastServed
+from medloop_inference.loading import Wanted, open_wanted, reference
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +34,29 @@ RECHECK_SECONDS = 60.0
 """A refused champion is looked at again after this time, or as soon as its alias, its approval or our keys change: a
 download is too dear for every poll, and an artifact store may have been repaired."""
 _REMEMBERED_REFUSALS = 10
+_REFERENCE = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that may answer: verified, approved, and warm."""
+    """A model that may answer: verified, approved, and warm. `doubt` says why it does not answer with the engine or in
+    the precision that was asked for."""
 
     ref: ModelRef
     bundle: Bundle
     network: Network
     approval: Approval
     loaded_at: datetime
+    outliers: OutlierModel | None
+    checks: tuple[EngineCheck, ...] = ()
+    doubt: str | None = None
+
+
+class _Held(NamedTuple):
+    """The models in memory: the one that answers, and the one that did before."""
+
+    current: Served | None = None
+    previous: Served | None = None
 
 
 class Watcher:
@@ -46,6 +64,9 @@ class Watcher:
 
     `poll_once` is called from one background thread; everything else may be called from any, and never waits.
     `report` is told, after a start from disk and after every poll, why nothing can answer, or None when something can.
+
+    At most two networks are in memory: the previous one goes when a third is about to be loaded, whatever becomes of
+    that one. A rollback then takes the bundle from this machine's disk.
     """
 
     def __init__(
@@ -54,7 +75,7 @@ class Watcher:
         registry: Registry,
         home: HomeSettings,
         *,
-        threads: int | None = None,
+        wanted: Wanted = _REFERENCE,
         report: Callable[[str | None], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,19 +84,20 @@ class Watcher:
         self._keys_dir = home.keys_dir
         self._bundles = BundleCache(home.bundles_dir)
         self._last_served = LastServed(home.home / "inference" / model / "last_served.json")
-        self._threads, self._report, self._clock = threads, report, clock
+        self._wanted, self._report, self._clock = wanted, report, clock
         self._polling = threading.Lock()
         self._restored = False
-        self._current: Served | None = None
+        self._held = _Held()
         self._refused: tuple[RefusedVersion, ...] = ()  # newest first
         self._degraded: dict[str, str] = {}
         self._floor = 0  # the highest sequence of an approval that was ever accepted here
         self._examined: tuple[object, ...] = ()
         self._examine_again = 0.0
+        self._open_again = 0.0
 
     @property
     def current(self) -> Served | None:
-        return self._current
+        return self._held.current
 
     @property
     def degraded(self) -> dict[str, str]:
@@ -83,7 +105,7 @@ class Watcher:
 
     def served(self) -> Served:
         """What answers now; raises NoModel."""
-        current = self._current
+        current = self.current
         if current is None:
             raise NoModel(
                 f"Nothing answers for model {self.model}: {self.unready_reason}. "
@@ -93,7 +115,7 @@ class Watcher:
 
     @property
     def unready_reason(self) -> str | None:
-        if self._current is not None:
+        if self.current is not None:
             return None
         if self._refused:
             newest = self._refused[0]
@@ -103,7 +125,7 @@ class Watcher:
         return "no approved champion yet"
 
     def describe(self) -> ServedModel:
-        current = self._current
+        current, previous = self._held
         refused = list(self._refused)
         if current is None:
             return ServedModel(model=None, refused=refused, degraded=self.degraded)
@@ -112,6 +134,8 @@ class Watcher:
             classes=list(current.bundle.card.classes),
             preparation=current.bundle.card.preparation.model_dump(mode="json"),
             loaded_at=current.loaded_at,
+            previous=previous.ref if previous else None,
+            checks=list(current.checks),
             refused=refused,
             degraded=self.degraded,
         )
@@ -130,6 +154,7 @@ class Watcher:
             else:
                 self._degrade("tracking", None)
                 self._follow(state)
+            self._open_anew()
             self._report(self.unready_reason)
 
     def _restore(self) -> None:
@@ -142,13 +167,13 @@ class Watcher:
             self._floor = approval.sequence
             bundle = self._bundles.find(approval.bundle_digest)
             if bundle is not None:
-                self._swap(load(bundle, approval, self._threads))
+                self._swap(load(bundle, approval, self._wanted))
         except MedLoopError as exc:
             logger.warning("cannot start from this disk: %s", exc.detail)
 
     def _follow(self, state: State | None) -> None:
         version = state.aliases.get(CHAMPION) if state else None
-        current = self._current
+        current = self.current
         if state is None or version is None:
             gone = f"The champion alias is gone from MLflow; version {current.ref.version} stays." if current else None
             self._degrade("champion", gone)
@@ -180,20 +205,43 @@ class Watcher:
                 f"The approval in force (number {approval.sequence}) is older than one that was accepted here "
                 f"(number {self._floor}); approve version {version} anew with medloop approve."
             )
-        current = self._current
-        if current is not None and current.approval == approval:
+        if self.current is not None and self.current.approval == approval:
             self._forget(version)
             return
-        if current is not None and current.bundle.digest == approval.bundle_digest and current.ref.version == version:
-            served = replace(current, approval=approval)
-        else:
+        served = self._in_memory(approval)
+        if served is None:
             digest = approval.bundle_digest
             bundle = self._bundles.find(digest) or self._fetch(version, digest)
-            served = load(bundle, approval, self._threads)
+            self._held = self._held._replace(previous=None)
+            served = load(bundle, approval, self._wanted)
         # Kept before it answers: a replayed older approval must be noticed after a restart, too.
         self._last_served.write(approval)
         self._floor = approval.sequence
         self._swap(served)
+
+    def _in_memory(self, approval: Approval) -> Served | None:
+        for held in self._held:
+            if held and (held.ref.version, held.bundle.digest) == (approval.version, approval.bundle_digest):
+                return replace(held, approval=approval)
+        return None
+
+    def _open_anew(self) -> None:
+        """Change to the engine that is wanted, once the evaluator has checked it with what answers."""
+        current = self.current
+        if current is None or current.doubt is None or self._clock() < self._open_again:
+            return
+        self._open_again = self._clock() + RECHECK_SECONDS
+        try:
+            if self._wanted.find_check(current.ref.version, current.bundle.digest) is None:
+                return
+            self._held = self._held._replace(previous=None)
+            served = load(current.bundle, current.approval, self._wanted)
+        except MedLoopError as exc:
+            logger.warning("version %s cannot be opened anew: %s", current.ref.version, exc.detail)
+            return
+        self._swap(served)
+        if served.doubt is not None:
+            self._open_again = math.inf  # it was checked, and failed here all the same
 
     def _fetch(self, version: str, digest: str) -> Bundle:
         return self._bundles.fetch(self._registry, self._registry.version(self.model, version), digest)
@@ -207,7 +255,11 @@ class Watcher:
         return tuple((path.name, path.stat().st_mtime_ns) for path in sorted(self._keys_dir.glob("*.pub")))
 
     def _swap(self, served: Served) -> None:
-        self._current = served
+        current, previous = self._held
+        is_other = current is not None and current.ref.version != served.ref.version
+        self._held = _Held(served, current if is_other else previous)
+        self._open_again = self._clock() + RECHECK_SECONDS
+        self._degrade("engine", served.doubt)
         self._forget(served.ref.version)
         logger.info("version %s answers now", served.ref.version, extra={"model": self.model, **_facts(served)})
 
@@ -229,23 +281,12 @@ class Watcher:
         self._degraded = others | ({name: detail} if detail else {})
 
 
-def load(bundle: Bundle, approval: Approval, threads: int | None = None) -> Served:
-    """Make a verified bundle ready to answer: its golden inputs checked, and so its first runs behind it.
-
-    Raises UntrustedModel when ONNX Runtime cannot load it or its answers are not what they were in training.
-    """
-    card, network = bundle.card, Network(bundle, threads)
-    network.check_golden()
-    ref = ModelRef(
-        name=approval.model,
-        version=approval.version,
-        run_id=card.run_id,
-        dataset_id=card.dataset_id,
-        bundle_digest=bundle.digest,
-        engine=network.engine,
-        precision=network.precision,
-    )
-    return Served(ref, bundle, network, approval, now())
+def load(bundle: Bundle, approval: Approval, wanted: Wanted = _REFERENCE) -> Served:
+    """Make a verified bundle ready to answer. Raises UntrustedModel as `open_wanted` and `OutlierModel.load` do."""
+    outliers = OutlierModel.load(bundle)
+    opened = open_wanted(bundle, approval.version, wanted)
+    ref = reference(approval.model, approval.version, opened.network)
+    return Served(ref, bundle, opened.network, approval, now(), outliers, opened.checks, opened.doubt)
 
 
 def _approval_in_force(tag: str | None, version: str) -> Approval:
