@@ -182,6 +182,22 @@ class Shadow(BaseModel):
     problem: str | None = None
 
 
+class Disagreement(Answer):
+    """An image that champion and challenger (both versions of `model`) give different labels. Its record has the id
+    of the prediction."""
+
+    prediction_id: str
+    created_at: datetime = Field(default_factory=now)
+    model: str
+    champion: str
+    challenger: str
+    image_hash: str
+    champion_label: str
+    champion_probabilities: dict[str, float]
+    challenger_label: str
+    challenger_probabilities: dict[str, float]
+
+
 class ServedModel(Answer):
     """What inference answers with now, what it refused to load and why, and which neighbours are out of reach."""
 
