@@ -4,16 +4,21 @@ A problem document that a service answers with is raised again as the error it w
 does not answer raises Unavailable, naming its address.
 """
 
+import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from medloop import errors
-from medloop.errors import MedLoopError, Unavailable
+from medloop.auth import ACT_AS_HEADER
+from medloop.errors import InvalidRequest, MedLoopError, Unavailable
 from medloop.schemas import (
     Approval,
     ApprovalCreate,
@@ -27,6 +32,7 @@ from medloop.schemas import (
     JobPublic,
     Prediction,
     PredictionBatch,
+    PredictionItem,
     RollbackCreate,
     ServedModel,
     TimelineEntry,
@@ -34,6 +40,7 @@ from medloop.schemas import (
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_KEY = re.compile(r"[!-~]{1,16384}")
 _STANDARD_MEMBERS = {"type", "title", "status", "detail", "code", "instance", "request_id"}
 
 
@@ -43,7 +50,8 @@ def _error_classes(base: type[MedLoopError] = MedLoopError) -> Iterator[type[Med
         yield from _error_classes(child)
 
 
-_BY_CODE = {cls.code: cls for cls in _error_classes()}
+# A class that shares its parent's code is the parent's own affair.
+_BY_CODE = {cls.code: cls for cls in _error_classes() if "code" in vars(cls)}
 
 
 def error_from(document: Mapping[str, Any]) -> MedLoopError:
@@ -56,12 +64,53 @@ def error_from(document: Mapping[str, Any]) -> MedLoopError:
     return cls(detail, **extra)
 
 
+class ClientSettings(BaseSettings):
+    """`MEDLOOP_API_KEY`: what services are called with."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    api_key: SecretStr | None = None
+
+
+class _Credentials(httpx.Auth):
+    """Adds the key to each request, and for whom it is."""
+
+    def __init__(self, key: SecretStr | None, act_as: Callable[[], str | None] | None) -> None:
+        text = key.get_secret_value().strip() if key is not None else ""
+        if text and not _KEY.fullmatch(text):
+            raise InvalidRequest("MEDLOOP_API_KEY has characters that no key has; set it as it was issued.")
+        self._key = SecretStr(text)
+        self._act_as = act_as
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if key := self._key.get_secret_value():
+            request.headers["authorization"] = f"Bearer {key}"
+        if self._act_as is not None and (person := self._act_as()):
+            request.headers[ACT_AS_HEADER] = quote(person, safe=" @.+-_")
+        yield request
+
+
 class _Client:
+    """Calls with the key in `MEDLOOP_API_KEY`, if there is one. `act_as` says, at each call, for which person that is,
+    where the key has the scope to do so."""
+
     service = "service"
 
-    def __init__(self, url: str, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        act_as: Callable[[], str | None] | None = None,
+    ) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=httpx.Timeout(timeout, connect=5.0), transport=transport)
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            transport=transport,
+            auth=_Credentials(ClientSettings().api_key, act_as),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -85,9 +134,10 @@ class _Client:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as exc:
-            raise Unavailable(
-                f"The {self.service} does not answer at {self.url} ({type(exc).__name__}). Start it with: medloop up"
-            ) from exc
+            raise self._silent(exc) from exc
+        return self._document(response)
+
+    def _document(self, response: httpx.Response) -> Any:
         try:
             document = response.json()
         except ValueError as exc:
@@ -97,6 +147,11 @@ class _Client:
         if not isinstance(document, dict):
             raise self._not_ours(response)
         raise error_from(document)
+
+    def _silent(self, error: httpx.TransportError) -> Unavailable:
+        return Unavailable(
+            f"The {self.service} does not answer at {self.url} ({type(error).__name__}). Start it with: medloop up"
+        )
 
     def _not_ours(self, response: httpx.Response) -> Unavailable:
         return Unavailable(
@@ -160,6 +215,26 @@ class InferenceClient(_Client):
         """Ask about several image files at once; each is answered or refused on its own, in the same order."""
         files = [("files", (f"{i}", data, "application/octet-stream")) for i, data in enumerate(images)]
         return PredictionBatch.model_validate(self._call("POST", "/v1/predict", files=files, params=_explain(cam)))
+
+    def stream(self, images: Sequence[bytes]) -> Iterator[PredictionItem]:
+        """Ask about up to 1,000 image files in one request; each is answered or refused on its own as soon as it can
+        be, in any order, its `index` being its place in `images`. A busy service is waited for."""
+        files = [("images", (f"{i}", data, "application/octet-stream")) for i, data in enumerate(images)]
+        try:
+            with self._http.stream("POST", "/v1/predict/stream", files=files) as response:
+                if not response.is_success:
+                    response.read()
+                    self._document(response)
+                for line in response.iter_lines():
+                    document = json.loads(line)
+                    if "summary" in document:
+                        return
+                    yield PredictionItem.model_validate(document)
+        except httpx.TransportError as exc:
+            raise self._silent(exc) from exc
+        except ValueError as exc:
+            raise self._not_ours(response) from exc
+        raise Unavailable(f"The {self.service} broke off before everything was answered; ask again for the rest.")
 
     def served_model(self) -> ServedModel:
         return self._get("/v1/model", ServedModel)

@@ -1,7 +1,17 @@
+import logging
+
 import httpx
 import pytest
-from medloop.clients import EvaluatorClient, InferenceClient, error_from
-from medloop.errors import Conflict, InvalidDataset, MedLoopError, Unavailable, UntrustedModel
+from medloop.clients import ClientSettings, EvaluatorClient, InferenceClient, error_from
+from medloop.errors import (
+    Conflict,
+    InvalidDataset,
+    InvalidRequest,
+    MedLoopError,
+    Unauthenticated,
+    Unavailable,
+    UntrustedModel,
+)
 from medloop.http import problem
 from medloop.schemas import JobPublic, now
 from medloop.testing import free_port
@@ -70,3 +80,35 @@ def test_waiting_has_an_end() -> None:
     running = httpx.Response(200, json=job("running").model_dump(mode="json"))
     with EvaluatorClient("http://x", transport=answering(running)) as client, pytest.raises(Unavailable, match="still"):
         client.wait(job("queued"), timeout=0.05, interval=0.01)
+
+
+def test_the_key_goes_with_each_call_and_shows_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MEDLOOP_API_KEY", "mlk_0_secret\n")
+    people = iter(["ann", "Jürgen Ott", None])
+    seen: list[httpx.Headers] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers)
+        return httpx.Response(401, json=problem(Unauthenticated("No.")).model_dump(mode="json"))
+
+    with (
+        caplog.at_level(logging.DEBUG),
+        InferenceClient("http://x", transport=httpx.MockTransport(answer), act_as=lambda: next(people)) as client,
+    ):
+        for _ in range(3):
+            with pytest.raises(Unauthenticated) as refused:
+                client.served_model()
+            assert type(refused.value) is Unauthenticated
+        shown = repr(vars(client)) + repr(ClientSettings()) + repr(refused.value) + repr(seen) + caplog.text
+    assert [headers["authorization"] for headers in seen] == ["Bearer mlk_0_secret"] * 3
+    assert [headers.get("x-medloop-act-as") for headers in seen] == ["ann", "J%C3%BCrgen Ott", None]
+    assert "secret" not in shown
+
+
+def test_a_key_that_cannot_be_one_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLOOP_API_KEY", "mlk_0 secret\nx")
+    with pytest.raises(InvalidRequest, match="MEDLOOP_API_KEY") as refused:
+        InferenceClient("http://x")
+    assert "secret" not in str(refused.value)

@@ -1,9 +1,11 @@
 """The neighbours that the pages talk to, and what they said when it was not an answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import streamlit as st
+from medloop.auth import AuthSettings
 from medloop.clients import EvaluatorClient, ExplainerClient, InferenceClient
 from medloop.errors import MedLoopError
 from medloop.registry import Registry
@@ -14,6 +16,9 @@ from medloop_dashboard.settings import DashboardSettings
 
 EXPLAIN_SECONDS = 120.0
 """How long a page waits for an explanation: SHAP of a large network on a busy processor takes a minute."""
+
+USER_HEADER = "X-Forwarded-User"
+"""Where authenticating proxies put the name of whom they signed in."""
 
 Value = TypeVar("Value")
 
@@ -35,9 +40,9 @@ class Connections:
         """What the environment names."""
         settings = DashboardSettings()
         return cls(
-            inference=InferenceClient(settings.inference_url),
-            evaluator=EvaluatorClient(settings.evaluator_url),
-            explainer=ExplainerClient(settings.explainer_url, timeout=EXPLAIN_SECONDS),
+            inference=InferenceClient(settings.inference_url, act_as=person),
+            evaluator=EvaluatorClient(settings.evaluator_url, act_as=person),
+            explainer=ExplainerClient(settings.explainer_url, timeout=EXPLAIN_SECONDS, act_as=person),
             registry=Registry(TrackingSettings().tracking_uri),
             objects=open_objects(StorageSettings().objects_url),
             model=settings.model,
@@ -46,6 +51,16 @@ class Connections:
     def close(self) -> None:
         for client in (self.inference, self.evaluator, self.explainer):
             client.close()
+
+
+def person() -> str | None:
+    """Who looks at the page, as far as anybody can know; None where services see the dashboard itself."""
+    return signed_in(AuthSettings(), st.context.headers)
+
+
+def signed_in(auth: AuthSettings, headers: Mapping[str, str]) -> str | None:
+    """Whom the proxy in front has signed in. Without one, the header is what anybody may have written."""
+    return headers.get(USER_HEADER) if auth.proxy else None
 
 
 def outcome(call: Callable[[], Value]) -> Value | MedLoopError:

@@ -10,12 +10,13 @@ throttle.py   how often one caller may ask
 access.py     all of it together, for one request
 """
 
-from medloop.auth.access import OPEN_PATHS, Access
+from medloop.auth.access import ACT_AS_HEADER, OPEN_PATHS, Access
 from medloop.auth.exposure import check_exposure, is_loopback
 from medloop.auth.principal import ANONYMOUS, SCOPES, Principal, check_signed, principal
 from medloop.auth.settings import AuthSettings
 
 __all__ = [
+    "ACT_AS_HEADER",
     "ANONYMOUS",
     "OPEN_PATHS",
     "SCOPES",

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from medloop.cli import dataset, images, local, models
+from medloop.cli import dataset, images, keys, local, models
 from medloop.cli.output import run
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ local.register(app)
 dataset.register(app)
 models.register(app)
 images.register(app)
+keys.register(app)
 
 
 def main() -> None:
