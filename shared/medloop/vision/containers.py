@@ -1,8 +1,8 @@
-"""What of a file carries pixels: formats by content, and JPEG and PNG files reduced to the parts that a decoder needs.
+"""What of a file carries pixels: formats by content, and JPEG, PNG and GIF files reduced to what a decoder needs.
 
 Reading goes through this reduction too, so that comments, profiles and thumbnails never reach a decoder, and an image
 gives the same pixels with its metadata as without. Layouts follow ITU-T T.81 (JPEG), the W3C PNG specification (third
-edition) and CIPA DC-008 (EXIF).
+edition), GIF89a, the WebP container specification (RFC 9649) and CIPA DC-008 (EXIF).
 """
 
 import re
@@ -32,14 +32,24 @@ _MAX_PARTS: Final = 65_536
 
 _PNG_PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
-# A marker is FF (fill bytes FF may precede it) and a code; FF00 is a stuffed byte, and RST0–RST7 belong to the scan.
-_JPEG_MARKER: Final = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+# A marker is FF and a code; FF00 is a stuffed byte, and RST0–RST7 belong to the scan. Fill bytes FF may precede it: no
+# part of the pattern, since a long run of them would be tried from each of its bytes.
+_JPEG_MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# A decoder that is fed in pieces starts anew on a run of fill bytes with each piece, so a run is cut to one of them.
+_JPEG_FILL: Final = re.compile(rb"\xff{2,}")
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE
 # SOFn, DHT, DAC (C0–CF); SOS, DQT, DNL, DRI, DHP, EXP (DA–DF).
 _JPEG_PIXEL_MARKERS: Final = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xE0)})
 # "JFIF" tells a decoder that the colours are YCbCr; version 1.1, no density, no thumbnail.
 _PLAIN_JFIF: Final = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _ADOBE_BYTES: Final = 12
+# Each scan of a progressive JPEG is a pass over the whole image (about a nanosecond a pixel), however few bytes it
+# takes. Encoders write about ten.
+_MAX_SCANS: Final = 100
+_MAX_SCANNED_PIXELS: Final = 1_000_000_000
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn
+
+_GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER, _GIF_CONTROL = 0x2C, 0x21, 0x3B, 0xF9
 
 _ORIENTATION_TAG, _EXIF_SHORT = 0x0112, 3
 
@@ -74,10 +84,18 @@ def jpeg_essentials(data: bytes) -> Essentials:
     Adobe's APP14.
 
     Raises:
-        InvalidImage: a segment runs past the end, or the end marker is missing.
+        InvalidImage: a segment runs past the end, the end marker is missing, or there are more scans than any encoder
+            writes.
     """
-    kept, orientation = [b"\xff\xd8"], 1
+    kept, orientation, scans, area = [b"\xff\xd8"], 1, 0, 0
     for marker, payload, scan in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            area = int.from_bytes(payload[1:3], "big") * int.from_bytes(payload[3:5], "big")
+        scans += marker == _SOS
+        if scans > _MAX_SCANS or (scans > 1 and scans * area > _MAX_SCANNED_PIXELS):
+            raise InvalidImage(
+                f"This JPEG has {scans} scans or more, too many for its size: save it anew as a plain JPEG."
+            )
         if marker in _JPEG_PIXEL_MARKERS:
             kept.append(_jpeg_segment(marker, payload) + scan)
         elif marker == _APP0 and payload.startswith(b"JFIF\x00") and len(payload) >= 14:
@@ -104,7 +122,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             raise _truncated("JPEG")
         match = _JPEG_MARKER.search(data, end)
         # What stands between other segments is garbage that decoders skip.
-        scan = data[end : match.start()] if match and marker == _SOS else b""
+        scan = _JPEG_FILL.sub(b"\xff", data[end : match.start()]).rstrip(b"\xff") if match and marker == _SOS else b""
         yield marker, data[start + 2 : end], scan
     raise _overfull("JPEG")
 
@@ -137,6 +155,61 @@ def png_essentials(data: bytes) -> Essentials:
             return Essentials(b"".join(kept), orientation)
         position = end
     raise _overfull("PNG")
+
+
+def gif_essentials(data: bytes) -> bytes:
+    """A GIF without the comments and other extensions before its first image, but with the graphic control that makes a
+    colour transparent.
+
+    Raises:
+        InvalidImage: it ends before an image begins.
+    """
+    try:
+        start = 13 + (3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+        position, control = start, b""
+        for _ in range(_MAX_PARTS):
+            kind = data[position]
+            if kind == _GIF_IMAGE:
+                return data[:start] + control + data[position:]
+            if kind == _GIF_TRAILER:
+                raise InvalidImage("This GIF holds no image: send one that does.")
+            if kind != _GIF_EXTENSION:
+                position += 1  # garbage that decoders skip
+                continue
+            if data[position + 1] == _GIF_CONTROL and data[position + 2] == 4:
+                control = data[position : position + 7] + b"\x00"
+            position = _after_sub_blocks(data, position + 2)
+    except IndexError as exc:
+        raise _truncated("GIF") from exc
+    raise _overfull("GIF")
+
+
+def _after_sub_blocks(data: bytes, position: int) -> int:
+    """Where a GIF goes on behind the sub-blocks at `position`, which an empty one ends."""
+    for _ in range(_MAX_PARTS):
+        size = data[position]
+        position += 1 + size
+        if size == 0:
+            return position
+    raise _overfull("GIF")
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that a WebP announces: its decoder takes memory for the whole canvas before one can ask it.
+
+    Raises:
+        InvalidImage: its first chunk is none that begins an image.
+    """
+    kind, body = data[12:16], data[20:30]
+    if len(body) == 10:
+        if kind == b"VP8X":
+            return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+        if kind == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        if kind == b"VP8 ":
+            return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise InvalidImage("This WebP is damaged or truncated: send the original file again.")
 
 
 def exif_orientation(exif: bytes) -> int:

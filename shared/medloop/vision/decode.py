@@ -24,10 +24,13 @@ from medloop.vision.containers import (
     Essentials,
     ImageFormat,
     exif_orientation,
+    gif_essentials,
     jpeg_essentials,
     png_essentials,
     sniff,
+    webp_size,
 )
+from medloop.vision.tiff import tiff_essentials
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -45,6 +48,10 @@ _READERS: Final[dict[ImageFormat, type[ImageFile]]] = {
 _GREY_MODES: Final = frozenset({"1", "L", "LA", "La"})
 _COLOUR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _DEEP_MODES: Final = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+# Bytes and pixels: run lengths of BMP are expanded in Python, at a few million a second.
+_MAX_RLE: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +158,20 @@ def _essentials(data: bytes, name: ImageFormat) -> Essentials:
     if name == "PNG":
         return png_essentials(data)
     # PIL itself turns TIFF pages upright; WebP's orientation is read where its container is parsed.
-    return Essentials(data, 1)
+    return Essentials(gif_essentials(data) if name == "GIF" else tiff_essentials(data) if name == "TIFF" else data, 1)
 
 
 def _open(data: bytes, name: ImageFormat, limits: Limits) -> ImageFile:
+    if name == "WEBP":
+        _check_size(*webp_size(data), name, limits)
     image = _READERS[name](BytesIO(data))
-    width, height = image.size
+    _check_size(*image.size, name, limits)
+    if image.tile and image.tile[0][0] == "bmp_rle" and max(len(data), image.width * image.height) > _MAX_RLE:
+        raise UnsupportedImage("This BMP is run-length encoded and too large to be read so: save it as PNG.")
+    return image
+
+
+def _check_size(width: int, height: int, name: ImageFormat, limits: Limits) -> None:
     if min(width, height) < 1:
         raise InvalidImage(f"This {name} has no pixels: send an image that has some.")
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
@@ -164,7 +179,6 @@ def _open(data: bytes, name: ImageFormat, limits: Limits) -> ImageFile:
             f"The image has {width:,}×{height:,} pixels; allowed are {limits.max_pixels:,} in all and "
             f"{limits.max_side:,} a side: send a smaller one."
         )
-    return image
 
 
 def _translated(exc: Exception, name: ImageFormat) -> InvalidImage:
