@@ -92,8 +92,7 @@ class Access:
     def _identify(self, token: str) -> Principal:
         if token.startswith(PREFIX) and self.keys is not None:
             key = self.keys.check(token)
-            caller, rate = key.id, key.rate or self.settings.rate
-            who = Principal(key.name, frozenset(key.scopes), key.id)
+            caller, rate, who = key.id, key.rate or self.settings.rate, key.principal
         elif self.tokens is not None:
             found = self.tokens.check(token)
             caller, rate, who = f"oidc:{found.subject}", self.settings.rate, found.principal

@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from medloop.auth.principal import SCOPES
+from medloop.auth.principal import SCOPES, Principal
 from medloop.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
 from medloop.schemas import Person, now
 from medloop.storage.records import Record, RecordStore, scan
@@ -48,6 +49,11 @@ class ApiKey(BaseModel):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     digests: list[Digest]
+
+    @cached_property
+    def principal(self) -> Principal:
+        """Who calls with it."""
+        return Principal(self.name, frozenset(self.scopes), self.id)
 
     def opened_by(self, secret: str, at: datetime) -> bool:
         """Whether `secret` is this key's, compared in constant time."""

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
@@ -108,6 +108,8 @@ def create_app(
     )
     metrics = CollectorRegistry()
     app.state.metrics = metrics
+    degraded = Gauge("medloop_access_degraded", "What access checks rest on that is out of reach", registry=metrics)
+    degraded.set_function(lambda: len(access.problems))
     app.readiness = readiness
     app.access = access
     add_handlers(app)

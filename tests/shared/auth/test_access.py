@@ -143,6 +143,7 @@ async def test_records_that_are_down_stop_neither_checks_nor_a_restart(
         await asyncio.sleep(0.2)
         assert (await client.get("/me")).status_code == 200
         assert "api-keys" in app.access.problems
+        assert "medloop_access_degraded 1.0" in (await client.get("/metrics")).text
     assert caplog.text.count("cannot be read anew") == 1  # not once every few seconds
     (home / "keys" / "api-keys.json").write_text("{")
     async with asking(make_app(), key) as client:
