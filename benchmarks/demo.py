@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from medloop.bundle import Network, read_bundle
+from medloop.bundle import read_bundle
+from medloop.cpus import available_cpus
+from medloop.engines import open_network
 from medloop.nets import Architecture, ServedNetwork, build
 from medloop.vision.phantoms import CLASSES, phantom
 from medloop_trainer.device import choose_device
@@ -97,7 +99,7 @@ def compare_scoring(pixels: NDArray[np.uint8], home: Path) -> dict[str, float]:
     import onnxruntime  # after training, whose threads it would share
 
     [card] = (home / "bundles").glob("*/bundle.json")
-    network = Network(read_bundle(card.parent))
+    network = open_network(read_bundle(card.parent), threads=available_cpus())
     session = onnxruntime.InferenceSession(card.with_name("model.onnx"), providers=["CPUExecutionProvider"])
     batches = [pixels[start : start + 256] for start in range(0, IMAGES, 256)]
 

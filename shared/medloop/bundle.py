@@ -1,4 +1,4 @@
-"""The bundle: what a model version holds, how it is checked, and how it answers (ONNX Runtime, no torch).
+"""The bundle: what a model version holds, how it is checked, and what its answers mean.
 
 A bundle is a folder. `bundle.json` (the *card*) names every other file with its SHA-256, so the digest of the card
 stands for the whole; an approval signs that digest. Nothing is unpickled on the way in.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medloop.errors import UntrustedModel
 from medloop.schemas import now
-from medloop.vision.prepare import PreparationSpec, prepare
+from medloop.vision.prepare import PreparationSpec
 
 CARD = "bundle.json"
 MODEL = "model.onnx"
@@ -166,74 +165,6 @@ def read_bundle(folder: Path) -> Bundle:
         if sha256_file(path) != expected:
             raise UntrustedModel(f"{name} is not the file that was registered: its SHA-256 differs from the card's.")
     return Bundle(folder, card, hashlib.sha256(text).hexdigest())
-
-
-class Network:
-    """The bundle's network on ONNX Runtime, float32.
-
-    `threads` bounds the threads of one run; None leaves the choice to ONNX Runtime. Safe to call from several threads.
-    """
-
-    engine = "onnxruntime"
-    precision = "float32"
-
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        import onnxruntime as ort  # here, so that reading a card stays light
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        self.bundle = bundle
-        try:
-            self._session = ort.InferenceSession(
-                (bundle.folder / MODEL).read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as exc:  # ONNX Runtime's own errors share no narrower base
-            raise UntrustedModel(f"{MODEL} is no network that ONNX Runtime can run: {exc}") from exc
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, images: Pixels) -> Outputs:
-        """Answer for `images` uint8 [N, S, S, C], N ≥ 1, prepared with the bundle's spec."""
-        values = dict(zip(self._outputs, self._session.run(None, {"image": images}), strict=True))
-        return Outputs(values["probabilities"], values["embedding"], values.get("cam"))
-
-    def _golden(self) -> Golden:
-        try:
-            golden = self.bundle.golden
-        except (OSError, ValueError, KeyError, BadZipFile) as exc:
-            raise UntrustedModel(f"{GOLDEN} cannot be read: {exc}; register the version again.") from exc
-        if not golden.encoded or not len(golden.prepared) or len(golden.encoded) != len(golden.pixels):
-            raise UntrustedModel(f"{GOLDEN} holds too little to check anything; register the version again.")
-        return golden
-
-    def check_golden(self) -> float:
-        """Push the golden inputs through preparation and network; return the largest |Δp|.
-
-        Raises UntrustedModel when a pixel differs at all, or a probability by more than 1e-4.
-        """
-        golden = self._golden()
-        spec = self.bundle.card.preparation
-        for number, (data, expected) in enumerate(zip(golden.encoded, golden.pixels, strict=True)):
-            if not np.array_equal(prepare(data, spec), expected):
-                raise UntrustedModel(
-                    f"Golden image {number} comes out of preparation with other pixels than in training: "
-                    "install the locked versions of Pillow and NumPy."
-                )
-        try:
-            answers = self.run(golden.prepared).probabilities
-        except Exception as exc:  # as above: a network that takes or gives other arrays than a bundle's must
-            raise UntrustedModel(f"{MODEL} cannot answer the golden inputs: {exc}") from exc
-        if answers.shape != golden.probabilities.shape:
-            raise UntrustedModel(f"{MODEL} answers with {answers.shape}, not {golden.probabilities.shape}.")
-        difference = float(np.abs(answers - golden.probabilities).max())
-        if not difference <= MAX_PROBABILITY_DIFFERENCE:
-            raise UntrustedModel(
-                f"The network's answers to the golden inputs are off by {difference:.1e} "
-                f"(at most {MAX_PROBABILITY_DIFFERENCE:.0e} is allowed)."
-            )
-        return difference
 
 
 def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:

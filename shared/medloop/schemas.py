@@ -273,6 +273,33 @@ class EvaluationReport(Answer):
     created_at: datetime = Field(default_factory=now)
 
 
+class EngineCheckCreate(Request):
+    """Ask how far `engine` in `precision` lies from float32 on ONNX Runtime on the calibration split."""
+
+    model: Name
+    version: Version
+    engine: str
+    precision: str
+
+
+class EngineVerdict(Answer):
+    """What the evaluator found of one engine and precision on the calibration split of `dataset_id`. It speaks of the
+    bundle and the engine's package version it names, and of nothing else; `cpu` is where it was found."""
+
+    id: str = Field(default_factory=new_id)
+    created_at: datetime = Field(default_factory=now)
+    model: str
+    version: str
+    bundle_digest: str
+    dataset_id: str
+    engine_version: str
+    cpu: str
+    check: EngineCheck
+    passed: bool
+    reason: str = ""
+    """Why it did not pass."""
+
+
 class ExplanationCreate(Request):
     """Ask for explanations of the data set's own images: of `rows`, or of `images` chosen from the split."""
 

@@ -15,9 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from medloop.bundle import GOLDEN, MODEL, REFERENCE, Bundle, Card, Conformal, Golden, Network, write_card
+from medloop.bundle import GOLDEN, MODEL, REFERENCE, Bundle, Card, Conformal, Golden, write_card
 from medloop.errors import NotFound
 from medloop.outliers import Geometry, OutlierModel
+from medloop.engines import Network, open_network
 from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_DIGEST, Registry, State, Version
 from medloop.vision.golden import awkward_images
 from medloop.vision.prepare import PreparationSpec, prepare
@@ -180,7 +181,7 @@ class FolderRegistry(Registry):
 
 
 def tiny_network(folder: Path, **options: Any) -> Network:
-    return Network(tiny_bundle(folder, **options), threads=1)
+    return open_network(tiny_bundle(folder, **options))
 
 
 @asynccontextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from medloop.bundle import Bundle, Network
+from medloop.bundle import Bundle
 from medloop.data.manifest import Manifest
+from medloop.engines import open_network
 from medloop.registry import CHAMPION, TAG_DIGEST, Registry, Version
 from medloop.schemas import Explanation, ExplanationIndex
 from medloop.storage.objects import ObjectStore
@@ -54,7 +55,7 @@ async def test_one_image_is_explained_with_its_quality(
     answer = await explain(client, version="1")
     assert answer.status_code == 200, answer.text
     found = Explanation.model_validate(answer.json())
-    served = Network(exported, threads=1).run(prepare(IMAGE, exported.card.preparation)[None]).probabilities[0]
+    served = open_network(exported).run(prepare(IMAGE, exported.card.preparation)[None]).probabilities[0]
     assert found.target == CLASSES[int(served.argmax())]
     assert found.probability == pytest.approx(float(served.max()), abs=1e-4)
     assert (found.model.version, found.model.engine) == ("1", "torch")

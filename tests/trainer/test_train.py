@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medloop.bundle import Network, load_reference, read_bundle
+from medloop.bundle import load_reference, read_bundle
 from medloop.data.build import build_dataset
 from medloop.data.cache import open_cache
 from medloop.data.manifest import Manifest, load_manifest
 from medloop.data.sources import phantom_source
+from medloop.engines import open_network
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound, StorageUnavailable, TrackingUnavailable
 from medloop.nets import rebuild
 from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, TAG_OUTCOME, Registry
@@ -67,7 +68,7 @@ def test_a_data_set_version_becomes_a_challenger(
 
 def check_bundle(folder: Path, dataset: Manifest, home: Path, objects: ObjectStore) -> None:
     bundle = read_bundle(folder)
-    network = Network(bundle, threads=1)
+    network = open_network(bundle)
     assert network.check_golden() <= 1e-4
     card, train_rows = bundle.card, dataset.of("train")
     assert (card.classes, card.preparation.mode, card.preparation.size) == (dataset.classes, "L", 32)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from medloop.bundle import Bundle, Network
+from medloop.bundle import Bundle
+from medloop.cpus import available_cpus
 from medloop.data.cache import open_cache
 from medloop.data.manifest import Manifest, Split
+from medloop.engines import open_network
 from medloop.errors import InvalidDataset, NotFound
 from medloop.storage.objects import ObjectStore
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much is done, and how much there is."""
 
-_BATCH = 128  # images: enough to fill the cores, little enough to show progress
+_BATCH = 32  # images: more are no cheaper, and each takes about 10 MiB on its way through ResNet-18 at 224 px
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def read_or_compute(
 def _compute(
     bundle: Bundle, manifest: Manifest, split: Split, objects: ObjectStore, cache_folder: Path, progress: Progress
 ) -> Answers:
-    network = Network(bundle)
+    network = open_network(bundle, threads=available_cpus())
     network.check_golden()
     cache = open_cache(manifest, bundle.card.preparation, objects, cache_folder, progress=progress)
     rows = cache.indices(split)

@@ -5,7 +5,8 @@ from typing import Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from medloop.approvals import Signer
-from medloop.bundle import Bundle, Network
+from medloop.bundle import Bundle
+from medloop.engines import open_network
 from medloop.errors import Conflict
 from medloop.registry import PREVIOUS, TAG_DATASET, TAG_DIGEST, Registry, Version, fetch_bundle
 from medloop.schemas import Approval, ApprovalCreate, GateDecision, RollbackCreate, TimelineEntry
@@ -109,7 +110,7 @@ class Approver:
 
     def _trusted(self, version: Version) -> Bundle:
         bundle = fetch_bundle(self.registry, version, self.home.bundles_dir, fresh=True)
-        Network(bundle, threads=1).check_golden()
+        open_network(bundle).check_golden()
         return bundle
 
     def _enact(

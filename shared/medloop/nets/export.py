@@ -22,10 +22,11 @@ from medloop.bundle import (
     Bundle,
     Card,
     Golden,
-    Network,
     Pixels,
     write_card,
 )
+from medloop.cpus import available_cpus
+from medloop.engines import Network, open_network
 from medloop.errors import TrainingFailed
 from medloop.nets.network import ServedNetwork
 from medloop.outliers import fit
@@ -72,7 +73,7 @@ def export_bundle(
     golden = _golden(network, card.preparation)
     golden.save(folder / GOLDEN)
 
-    session = Network(Bundle(folder, card, digest=""))
+    session = open_network(Bundle(folder, card, digest=""), threads=available_cpus())
     check_agreement(session, golden.prepared, golden.probabilities)
     if check is not None:
         check_agreement(session, check, network.run(check)[0])

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medloop.bundle import Bundle, Network, Pixels, load_reference, read_bundle
+from medloop.bundle import Bundle, Pixels, load_reference, read_bundle
+from medloop.engines import open_network
 from medloop.errors import TrainingFailed
 from medloop.nets import Architecture, ServedNetwork
 from medloop.nets.architectures import IDS
@@ -33,7 +34,7 @@ def test_onnx_runtime_and_torch_agree_on_every_architecture(
     made = network(architecture_id, size=64)
     images = pictures(made.architecture, 5)  # neither the batch it was exported with nor the one it was checked on
     expected = made.run(images)
-    outputs = Network(exported(made, tmp_path), threads=1).run(images)
+    outputs = open_network(exported(made, tmp_path)).run(images)
     assert expected[0].std(axis=0).max() > 1e-3, "the images must be told apart, or nothing is tested"
     np.testing.assert_allclose(outputs.probabilities, expected[0], atol=1e-4)
     np.testing.assert_allclose(outputs.embedding, expected[1], rtol=1e-3, atol=1e-4)
@@ -45,7 +46,7 @@ def test_a_colour_network_at_28_px_exports_with_its_class_maps(
 ) -> None:
     made = network(size=28, channels=3)
     images = pictures(made.architecture, 1)
-    outputs = Network(exported(made, tmp_path), threads=1).run(images)
+    outputs = open_network(exported(made, tmp_path)).run(images)
     with torch.inference_mode():
         cam = made(torch.from_numpy(images))[2].numpy()
     assert outputs.cam is not None
@@ -54,7 +55,7 @@ def test_a_colour_network_at_28_px_exports_with_its_class_maps(
 
 def test_a_bundle_verifies_and_its_network_knows_the_golden_inputs(bundle: Bundle) -> None:
     assert read_bundle(bundle.folder).digest == bundle.digest
-    assert Network(bundle, threads=1).check_golden() <= 1e-5
+    assert open_network(bundle).check_golden().max_difference <= 1e-5
     assert set(bundle.card.files) == {
         "MLmodel",
         "architecture.json",
@@ -68,7 +69,7 @@ def test_a_bundle_verifies_and_its_network_knows_the_golden_inputs(bundle: Bundl
 def test_the_reference_holds_embeddings_labels_and_hashes(bundle: Bundle, pictures: Pictures) -> None:
     reference = load_reference(bundle)
     images = pictures(Architecture(id="small-resnet", classes=3, channels=1, size=32), 12)
-    expected = Network(bundle, threads=1).run(images).embedding
+    expected = open_network(bundle).run(images).embedding
     assert reference["embeddings"].dtype == np.float16
     np.testing.assert_allclose(reference["embeddings"], expected, rtol=2e-3, atol=1e-3)
     np.testing.assert_array_equal(reference["labels"], np.arange(12) % 3)
@@ -92,7 +93,7 @@ def test_mlflow_loads_it_with_unpickling_forbidden(bundle: Bundle, tmp_path: Pat
 def test_disagreement_stops_the_export(bundle: Bundle) -> None:
     golden = bundle.golden
     with pytest.raises(TrainingFailed, match="answers otherwise"):
-        check_agreement(Network(bundle, threads=1), golden.prepared, golden.probabilities + np.float32(2e-4))
+        check_agreement(open_network(bundle), golden.prepared, golden.probabilities + np.float32(2e-4))
 
 
 def test_answers_that_are_no_numbers_stop_the_export(network: Make, exported: Export, tmp_path: Path) -> None:
