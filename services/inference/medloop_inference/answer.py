@@ -21,12 +21,11 @@ from pydantic_core import to_json
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a caller wants: `cam` the class activation map; `frame` of a multi-frame DICOM, counted from 1; `deadline`
-    on the clock of `time.monotonic`, after which nobody waits for the answer; `caller` who asks, for the record."""
+    on the clock of `time.monotonic`, after which nobody waits for the answer."""
 
     cam: bool = False
     frame: int | None = None
     deadline: float | None = None
-    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
+from medloop.auth import check_signed
 from medloop.errors import InvalidRequest, MedLoopError, UnsupportedImage
-from medloop.http import App, Direct, Readiness, problem
+from medloop.http import App, Direct, Readiness, problem, require
 from medloop.http import create_app as create_base
 from medloop.schemas import Correction, Person, Prediction, PredictionBatch, ServedModel
 from pydantic import UUID7
@@ -19,6 +20,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from medloop_inference import invocations, oip, stream
 from medloop_inference.answer import Options
 from medloop_inference.batcher import Outcome
 from medloop_inference.corrections import Submission
@@ -80,6 +82,7 @@ router = APIRouter(prefix="/v1", tags=["inference"])
 @router.post(
     "/predict",
     summary="Answer for one image (raw body) or for many (multipart), each on its own",
+    dependencies=[require("predict")],
     responses={200: {"model": Prediction | PredictionBatch}},
     openapi_extra=_PREDICT_API,
 )
@@ -104,7 +107,11 @@ async def _predict(request: Request, parts: Service) -> Response:
     return _json(answer.json)
 
 
-@router.get("/model", summary="What is served, what was refused and why, and what is out of reach")
+@router.get(
+    "/model",
+    dependencies=[require("predict")],
+    summary="What is served, what was refused and why, and what is out of reach",
+)
 async def served_model(parts: Parts) -> ServedModel:
     return parts.describe()
 
@@ -112,6 +119,7 @@ async def served_model(parts: Parts) -> ServedModel:
 @router.post(
     "/predictions/{prediction_id}/correction",
     summary="Store a person's label for a predicted image",
+    dependencies=[require("correct")],
     status_code=201,
     responses={200: {"model": Correction, "description": "The same correction was there already"}},
 )
@@ -123,26 +131,30 @@ async def correct(
     response: Response,
     comment: Annotated[str, Form(max_length=2000)] = "",
     image: Annotated[UploadFile | None, File()] = None,
+    frame: Annotated[int | None, Form(ge=1)] = None,
 ) -> Correction:
+    check_signed(author, "author")
     served = parts.watcher.current
     if served is not None and label not in served.bundle.card.classes:
         choices = ", ".join(served.bundle.card.classes)
         raise RequestValidationError([{"loc": ("body", "label"), "msg": f"choose one of: {choices}", "type": "enum"}])
     data = await image.read() if image is not None else None
-    submission = Submission(prediction_id, label, author, comment, data)
-    correction, new = await to_thread.run_sync(parts.corrections.submit, submission)
+    submission = Submission(prediction_id, label, author, comment, data, frame)
+    correction, new = await to_thread.run_sync(parts.corrections.submit, submission, limiter=parts.correcting)
     response.status_code = 201 if new else 200
     return correction
 
 
-@router.get("/corrections", summary="Corrections, those of the newest predictions first")
+@router.get(
+    "/corrections", dependencies=[require("correct")], summary="Corrections, those of the newest predictions first"
+)
 def corrections(
     parts: Parts, status: Literal["pending", "accepted", "rejected"] | None = None, limit: Limit = 100
 ) -> list[Correction]:
     return parts.corrections.recent(status, limit)
 
 
-@router.get("/predictions", summary="Recorded predictions, newest first")
+@router.get("/predictions", dependencies=[require("predict")], summary="Recorded predictions, newest first")
 def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
     found = parts.records.find("predictions", limit=limit)
     return [Prediction.model_validate(record.document) for record in found.items]
@@ -227,11 +239,12 @@ def create_app(settings: Settings) -> App:
     app = create_base(
         "inference",
         settings.server,
-        routers=[router],
+        routers=[router, stream.router, oip.router, invocations.router],
         readiness=readiness,
         lifespan=lifespan,
         auth=settings.auth,
-        direct={("POST", "/v1/predict"): Direct(predict_directly)},
+        streamed={stream.STREAMED},
+        direct={("POST", "/v1/predict"): Direct(predict_directly, "predict")},
     )
     app.state.service = Service(settings, readiness, app.state.metrics)
     return app

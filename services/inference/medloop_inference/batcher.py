@@ -49,6 +49,17 @@ class Watch(Protocol):
     def stage(self, stage: str, seconds: float) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, for the record: the request's id, and the name of an authenticated caller."""
+
+    request_id: str | None = None
+    name: str | None = None
+
+
+NOBODY = Asker()
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """Somebody who waits for `missing` outcomes; but for `future.cancelled()` the event loop's thread's alone."""
@@ -69,7 +80,7 @@ class Item:
     index: int
     image: bytes
     pixels: Pixels | None = None
-    request_id: str | None = None
+    asker: Asker = NOBODY
     stored: bool = False
     accepted: float = field(default_factory=time.monotonic)
     image_hash: str = ""

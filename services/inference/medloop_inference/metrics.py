@@ -1,6 +1,7 @@
 """What inference tells Prometheus beside what every API does."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,6 +10,8 @@ from prometheus_client.registry import Collector
 from medloop_inference.batcher import Released
 from medloop_inference.champion import Watcher
 
+_Read: TypeAlias = tuple[str, str, Callable[[], float]]
+"""A figure's name, what it is, and how to read it."""
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images
 
@@ -61,10 +64,8 @@ class Metrics:
 class ServingState(Collector):
     """Read when Prometheus asks: which model answers, what waits, and what was never recorded."""
 
-    def __init__(
-        self, watcher: Watcher, gauges: Iterable[tuple[str, str, Callable[[], float]]], dropped: Callable[[], int]
-    ) -> None:
-        self._watcher, self._gauges, self._dropped = watcher, tuple(gauges), dropped
+    def __init__(self, watcher: Watcher, gauges: Iterable[_Read], counters: Iterable[_Read]) -> None:
+        self._watcher, self._gauges, self._counters = watcher, tuple(gauges), tuple(counters)
 
     def collect(self) -> Iterator[Metric]:
         labels = ["name", "version", "bundle_digest", "engine", "precision"]
@@ -74,6 +75,5 @@ class ServingState(Collector):
         yield model
         for name, what, read in self._gauges:
             yield GaugeMetricFamily(name, what, value=read())
-        dropped = CounterMetricFamily("medloop_records_dropped", "Predictions that were never recorded")
-        dropped.add_metric([], self._dropped())
-        yield dropped
+        for name, what, read in self._counters:
+            yield CounterMetricFamily(name, what, value=read())

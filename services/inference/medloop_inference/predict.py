@@ -12,6 +12,7 @@ from typing import Protocol
 
 import anyio.to_thread
 import numpy as np
+from medloop.auth import principal
 from medloop.bundle import Pixels
 from medloop.errors import InvalidRequest, MedLoopError
 from medloop.log import request_id
@@ -19,7 +20,7 @@ from medloop.vision.dicom_reader import DicomReader
 
 from medloop_inference.admission import Admission, Pace
 from medloop_inference.answer import Answer, Options, with_activation
-from medloop_inference.batcher import Batcher, Item, Outcome, Settled, Ticket, Watch
+from medloop_inference.batcher import Asker, Batcher, Item, Outcome, Settled, Ticket, Watch
 from medloop_inference.champion import Served
 from medloop_inference.settings import QueueSettings
 
@@ -87,10 +88,10 @@ class Predictor:
 
         Raises NoModel and Overloaded, before anything was done.
         """
-        served, current = self._served(), request_id.get()
+        served, asker = self._served(), _asker()
 
         def item(number: int, ticket: Ticket, index: int) -> Item:
-            return Item(served, options, ticket, index, images[number], request_id=current, stored=self._stored)
+            return Item(served, options, ticket, index, images[number], asker=asker, stored=self._stored)
 
         return await self._ask(len(images), sum(map(len, images)), item)
 
@@ -102,11 +103,11 @@ class Predictor:
         expected = (spec.size, spec.size, spec.channels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
             raise InvalidRequest(f"Prepared images must be uint8 [N, {', '.join(map(str, expected))}] with N ≥ 1.")
-        current = request_id.get()
+        asker = _asker()
 
         def item(number: int, ticket: Ticket, index: int) -> Item:
             one = pixels[number]
-            return Item(served, options, ticket, index, b"", one, request_id=current, image_hash=_hash(one))
+            return Item(served, options, ticket, index, b"", one, asker=asker, image_hash=_hash(one))
 
         return await self._ask(len(pixels), pixels.nbytes, item)
 
@@ -173,6 +174,11 @@ async def _drawn(item: Item, outcome: Outcome) -> Outcome:
     if isinstance(outcome, MedLoopError) or item.pixels is None:
         return outcome
     return await anyio.to_thread.run_sync(with_activation, outcome, item.pixels)
+
+
+def _asker() -> Asker:
+    who = principal.get()
+    return Asker(request_id.get(), who.effective if who is not None and who.authenticated else None)
 
 
 def _hash(pixels: Pixels) -> str:

@@ -1,5 +1,6 @@
 """The parts of one running inference service, and how they are tied together."""
 
+from anyio import CapacityLimiter
 from medloop.cpus import available_cpus
 from medloop.engines.checks import find_check
 from medloop.errors import MedLoopError
@@ -25,6 +26,8 @@ from medloop_inference.settings import Settings
 from medloop_inference.shadow import Shadow
 from medloop_inference.spool import Spool
 
+CORRECTING = 2
+"""Corrections that are decoded and stored at once: they must not take the processor from predictions."""
 NEIGHBOUR_SECONDS = 10.0
 """Between two looks at whether objects and records answer."""
 
@@ -61,18 +64,24 @@ class Service:
         if share := settings.serving.shadow_share:
             busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
             self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
+        self.correcting = CapacityLimiter(CORRECTING)
         self.corrections = Corrections(model, self.objects, self.records, self.dicom)
         self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
         admission = self.predictor.admission
         gauges = [
             ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
+            ("medloop_records_waiting", "Predictions on their way to the records", lambda: self.recorder.waiting),
             (
                 "medloop_queue_wait_seconds",
                 "Predicted wait of an image that came now",
                 lambda: admission.predicted_wait,
             ),
         ]
-        metrics.register(ServingState(self.watcher, gauges, lambda: self.recorder.dropped))
+        lost = [
+            ("medloop_records_dropped", "Predictions that were never recorded", lambda: self.recorder.dropped),
+            ("medloop_records_refused", "Predictions that records do not take", lambda: self.recorder.refused),
+        ]
+        metrics.register(ServingState(self.watcher, gauges, lost))
         self._background = [
             Periodic("champion watcher", self.watcher.poll_once, settings.serving.poll_seconds),
             Periodic("neighbours", self.neighbours.check_once, NEIGHBOUR_SECONDS),
@@ -123,7 +132,7 @@ class Service:
                 self.metrics.refused(outcome.code)
                 continue
             self.metrics.answered(item.served.ref.version, outcome.document["decision"])
-            document = record_of(outcome, item.request_id, item.options.caller)
+            document = record_of(outcome, item.asker.request_id, item.asker.name)
             entries.append(Entry(document, (item.plain or item.image) if item.stored else None))
         if entries:
             self.recorder.record(entries)
