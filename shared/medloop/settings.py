@@ -4,11 +4,16 @@ Nothing is read at import time. Defaults describe the embedded state on one mach
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from medloop.errors import InvalidRequest
+
+Given = TypeVar("Given")
 
 DEFAULT_PORTS = {"mlflow": 5000, "explainer": 5005, "evaluator": 5006, "inference": 8080, "dashboard": 8501}
 
@@ -91,6 +96,18 @@ class ServerSettings(BaseSettings):
     max_connections: int = Field(default=800, gt=0)
     """Below the 1,024 open files that a process may commonly have."""
     drain_seconds: float = Field(default=0.0, ge=0)
+
+
+def read_settings(read: Callable[[], Given]) -> Given:
+    """What `read` finds in the environment; raises InvalidRequest, naming the variable that is not as it must be."""
+    try:
+        return read()
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "The environment"
+        if first["loc"] and not name.startswith(("MEDLOOP_", "MLFLOW_")):
+            name = f"MEDLOOP_{name}"
+        raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
 
 
 def mask_url(url: str) -> str:

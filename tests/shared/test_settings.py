@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
-from medloop.settings import StorageSettings, find_home, mask_url
+from medloop.auth import AuthSettings
+from medloop.errors import InvalidRequest
+from medloop.settings import ServerSettings, StorageSettings, find_home, mask_url, read_settings
 
 
 def test_home_is_the_nearest_upwards(tmp_path: Path) -> None:
@@ -28,3 +30,19 @@ def test_the_environment_names_other_stores_and_a_repr_hides_them(monkeypatch: p
 def test_a_masked_address_never_shows_the_password(password: str) -> None:
     masked = mask_url(f"mongodb://user:{password}@db:27017/medloop")
     assert masked == "mongodb://db:27017/medloop"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "group", "said"),
+    [
+        ("MEDLOOP_PORT", "many", ServerSettings, "MEDLOOP_PORT is not set as it must be: "),
+        ("MEDLOOP_AUTH", "none", AuthSettings, "MEDLOOP_AUTH is not set as it must be: "),
+        ("MEDLOOP_AUTH", "oidc", AuthSettings, "MEDLOOP_OIDC_ISSUER"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, group: type, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidRequest, match=said):
+        read_settings(group)

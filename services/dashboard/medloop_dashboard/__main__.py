@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medloop.auth import AuthSettings, check_exposure, is_loopback
 from medloop.errors import Forbidden, MedLoopError, PortInUse
-from medloop.settings import DEFAULT_PORTS, ServerSettings
+from medloop.settings import DEFAULT_PORTS, ServerSettings, read_settings
 
 PAGE = Path(__file__).with_name("app.py")
 
@@ -75,9 +75,9 @@ def check_port(server: ServerSettings) -> None:
 
 
 def main() -> None:
-    server = ServerSettings()
     try:
-        arguments = command(server, AuthSettings())
+        server = read_settings(ServerSettings)
+        arguments = command(server, read_settings(AuthSettings))
         check_port(server)
     except MedLoopError as error:
         sys.stderr.write(f"{error.detail}\n")

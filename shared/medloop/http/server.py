@@ -14,14 +14,13 @@ from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar
 
 import uvicorn
-from pydantic import ValidationError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from medloop.auth import check_exposure
-from medloop.errors import InvalidRequest, MedLoopError
+from medloop.errors import MedLoopError
 from medloop.http.app import App, Readiness
 from medloop.log import configure_logging
-from medloop.settings import DEFAULT_PORTS, ServerSettings
+from medloop.settings import DEFAULT_PORTS, ServerSettings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +49,12 @@ def run(service: str, read: Callable[[], Given], create: Callable[[Given], App])
     What is wrong is said in one sentence on standard error.
     """
     try:
-        settings = _read(read)
+        settings = read_settings(read)
         serve(create(settings), service, settings.server, DEFAULT_PORTS[service])
     except MedLoopError as exc:
         sys.stderr.write(f"{exc.detail}\n")
         return exc.exit_status
     return 0
-
-
-def _read(read: Callable[[], Given]) -> Given:
-    try:
-        return read()
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = str(first["loc"][0]).upper() if first["loc"] else "The environment"
-        if first["loc"] and not name.startswith(("MEDLOOP_", "MLFLOW_")):
-            name = f"MEDLOOP_{name}"
-        raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
 
 
 def serve(app: App, service: str, settings: ServerSettings, port: int) -> None:
