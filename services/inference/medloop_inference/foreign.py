@@ -1,0 +1,180 @@
+"""What the protocols of others have in common: bodies read safely, images however they are written, refusals in the
+words that their clients look for."""
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
+
+import anyio.to_thread
+import numpy as np
+from fastapi import Depends, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from medloop.auth import Principal
+from medloop.bundle import Pixels
+from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unavailable
+from medloop.http import PRINCIPAL, App, problem
+from medloop.vision.prepare import PreparationSpec
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from medloop_inference.answer import Answer, Options
+from medloop_inference.champion import Watcher
+from medloop_inference.predict import Predictor
+
+MAX_IMAGES = 256
+"""Images of one request: more of them are what `POST /v1/predict/stream` is for."""
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+LONGEST_TIMEOUT_MS = 600_000
+PROBLEM = "application/problem+json"
+_SLOW_BYTES = 2**17  # a longer body takes a millisecond or more to parse, and everybody else waits for the event loop
+
+T = TypeVar("T")
+
+
+class Parts(Protocol):
+    """What the protocols need of `app.Service`."""
+
+    predictor: Predictor
+    watcher: Watcher
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.service
+    return parts
+
+
+Service = Annotated[Parts, Depends(_parts)]
+
+
+def check_ready(request: Request) -> None:
+    """Raise Unavailable when the last self-check failed, or the service drains: as `/readyz`."""
+    app: App = request.app
+    if (reason := app.readiness.reason) is not None:
+        raise Unavailable(f"Not ready: {reason}.")
+
+
+def route_refusing_with(members: Callable[[MedLoopError], Mapping[str, Any]]) -> type[APIRoute]:
+    """A route whose problem documents also carry `members`, where a protocol's own clients look for what is wrong."""
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except MedLoopError as error:
+                    document = problem(error, request.url.path).model_dump(mode="json", exclude_none=True)
+                    headers = {"retry-after": str(error.retry_after)} if isinstance(error, RateLimited) else None
+                    return JSONResponse({**document, **members(error)}, error.status, headers, media_type=PROBLEM)
+
+            return answer
+
+    return Route
+
+
+async def read_body(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect as exc:
+        raise InvalidRequest("The connection ended before the whole body had arrived; send it again.") from exc
+
+
+async def parsed(parse: Callable[[], T], size: int) -> T:
+    """What `parse` makes of a body of `size` bytes; in a thread when that takes long."""
+    return await anyio.to_thread.run_sync(parse) if size > _SLOW_BYTES else parse()
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes that `text` stands for (RFC 4648 §4); raises InvalidRequest naming `where` it stood."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise InvalidRequest(f"{where} is not base64: send the image file's bytes in the standard alphabet.") from exc
+
+
+def pixels_of(numbers: Sequence[Any], spec: PreparationSpec, shape: tuple[int, ...] | None = None) -> Pixels:
+    """Prepared pixels uint8 [N, S, S, C] from numbers in (nested) lists, or in a flat one of the given `shape`.
+
+    Raises InvalidRequest for anything but whole numbers 0–255 that fill such an array.
+    """
+    try:
+        array = np.asarray(numbers)
+    except (ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidRequest("The lists of pixels are not all of the same length.") from exc
+    if array.dtype.kind not in "iu" or (array.size and not (array.min() >= 0 and array.max() <= 255)):
+        raise InvalidRequest("Prepared pixels must be whole numbers from 0 to 255.")
+    wanted = shape or (len(array), *shape_of(spec))
+    flat = shape is not None and array.shape == (int(np.prod(shape)),)
+    if array.shape != wanted and not flat:
+        raise InvalidRequest(
+            f"The pixels are {list(array.shape)}, not {['N', *shape_of(spec)]} as the model takes them."
+        )
+    return check_count(array.astype(np.uint8).reshape(wanted))
+
+
+def shape_of(spec: PreparationSpec) -> tuple[int, int, int]:
+    """[S, S, C] of one prepared image."""
+    return spec.size, spec.size, spec.channels
+
+
+Many = TypeVar("Many", list[bytes], Pixels)
+
+
+def check_count(images: Many) -> Many:
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise InvalidRequest(
+            f"A request may hold 1 to {MAX_IMAGES} images, not {len(images)}: send more of them to /v1/predict/stream."
+        )
+    return images
+
+
+def all_answered(outcomes: Sequence[Answer | MedLoopError]) -> list[Answer]:
+    """The answers, for protocols without a place for the refusal of one image among others.
+
+    Raises InvalidRequest naming the first image that is at fault, and any other error as it is.
+    """
+    answers = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, InvalidRequest):
+            raise InvalidRequest(f"Image {index}, counted from 0: {outcome.detail}", index=index, reason=outcome.code)
+        if isinstance(outcome, MedLoopError):
+            raise outcome
+        answers.append(outcome)
+    return answers
+
+
+def options_of(request: Request, *, frame: int | None = None) -> Options:
+    """What the request's headers and query ask for; raises InvalidRequest."""
+    given = request.headers.get("x-request-timeout-ms")
+    allowed = _whole_number("X-Request-Timeout-Ms", given, LONGEST_TIMEOUT_MS)
+    deadline = None if allowed is None else time.monotonic() + allowed / 1000
+    frame = frame or _whole_number("frame", request.query_params.get("frame"), 2**31 - 1)
+    return Options(frame=frame, deadline=deadline)
+
+
+def _whole_number(name: str, text: str | None, largest: int) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or not 1 <= int(text) <= largest:
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {largest}.")
+    return int(text)
+
+
+def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body that is not parsed by FastAPI, with nothing left to refer to."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolved(parts[node["$ref"].rpartition("/")[2]]) | {k: v for k, v in node.items() if k != "$ref"}
+            return {key: resolved(value) for key, value in node.items()}
+        return [resolved(value) for value in node] if isinstance(node, list) else node
+
+    found: dict[str, Any] = resolved(schema)
+    return found
