@@ -68,6 +68,8 @@ def our_variables(place: Place) -> dict[str, str]:
         "MEDLOOP_MODEL": place.registered,
         "MEDLOOP_PORT": str(place.port),
         "MEDLOOP_ENGINE_THREADS": str(place.threads),
+        # The others queue without bound: to be compared with them, so must this. `overload` sets it back.
+        "MEDLOOP_TARGET_MS": "10000",
         "MEDLOOP_LOG_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": place.tracking_uri,
     }
