@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of decoding, for long sessions: `python tests/fuzz/decode.py CORPUS_FOLDER -max_total_time=600`.
+"""Coverage-guided fuzzing of decoding, for long sessions: `python tests/fuzz/decode.py CORPUS -max_total_time=600`.
 
-Needs `pip install atheris`, which nothing else here does. The folder may be empty, or hold images to start from. It ends
-with a traceback, and a file that repeats it, at the first input that is neither decoded nor refused.
+Needs `pip install atheris`, which nothing else here does. CORPUS is a folder, empty or with images to start from. The
+session ends with a traceback, and a file that repeats it, at the first input that is neither decoded nor refused.
 """
 
 import sys
 
-import atheris  # type: ignore[import-not-found]
+import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["medloop.vision"]):
     from medloop.errors import InvalidImage
