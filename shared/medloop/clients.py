@@ -23,6 +23,7 @@ from medloop.schemas import (
     Approval,
     ApprovalCreate,
     Correction,
+    EngineCheckCreate,
     EvaluationCreate,
     EvaluationReport,
     Explanation,
@@ -268,6 +269,12 @@ class EvaluatorClient(_JobClient):
 
     def report(self, model: str, version: str, split: str = "test") -> EvaluationReport:
         return self._get(f"/reports/{model}/{version}", EvaluationReport, split=split)
+
+    def check_engine(self, model: str, version: str, engine: str, precision: str) -> JobPublic:
+        """Start comparing an engine and precision with float32 on ONNX Runtime; the job's result is an
+        EngineVerdict."""
+        request = EngineCheckCreate(model=model, version=version, engine=engine, precision=precision)
+        return self._post("/engines/check", request, JobPublic)
 
     def gate(self, model: str, version: str) -> GateDecision:
         return self._post("/gate", GateCreate(model=model, version=version), GateDecision)

@@ -18,6 +18,7 @@ from medloop.registry import TAG_DATASET, TAG_DIGEST, Registry
 from medloop.schemas import (
     Approval,
     ApprovalCreate,
+    EngineCheckCreate,
     EvaluationCreate,
     EvaluationReport,
     GateCreate,
@@ -32,6 +33,7 @@ from medloop.storage.objects import open_objects
 from medloop.storage.records import open_records
 
 from medloop_evaluator.approve import Approver
+from medloop_evaluator.engines import EngineChecker
 from medloop_evaluator.evaluate import Evaluator
 from medloop_evaluator.gate import Gate
 from medloop_evaluator.ledger import Ledger
@@ -40,6 +42,7 @@ from medloop_evaluator.settings import EvaluatorSettings
 logger = logging.getLogger(__name__)
 
 JOB_TYPE = "evaluation"
+CHECK_JOB_TYPE = "engine-check"
 SELF_CHECK_SECONDS = 10.0
 
 
@@ -50,6 +53,7 @@ def create_app(settings: EvaluatorSettings) -> App:
     objects = open_objects(settings.storage.objects_url)
     records = open_records(settings.storage.records_url)
     evaluator = Evaluator(registry, objects, settings.home)
+    checker = EngineChecker(registry, objects, records, settings.home)
     gate = Gate(evaluator, records)
     signer = Signer.open(settings.home.keys_dir)
     ledger = Ledger(records, registry, Verifier.open(settings.home.keys_dir))
@@ -65,9 +69,17 @@ def create_app(settings: EvaluatorSettings) -> App:
             name: figure.value for name, figure in found.metrics.items()
         }
 
+    def check(job: Job, report: ProgressFn) -> dict[str, Any]:
+        asked = EngineCheckCreate.model_validate(job.parameters)
+        version = registry.version(asked.model, asked.version)
+        found = checker.check(
+            version, asked.engine, asked.precision, lambda step, done, total: report(done, total, step)
+        )
+        return found.model_dump(mode="json")
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker = Worker(jobs, {JOB_TYPE: run})
+        worker = Worker(jobs, {JOB_TYPE: run, CHECK_JOB_TYPE: check})
         worker.start()
         checks = asyncio.create_task(keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
         yield
@@ -80,7 +92,7 @@ def create_app(settings: EvaluatorSettings) -> App:
     return create_base_app(
         "evaluator",
         settings.server,
-        routers=[_evaluations(registry, evaluator, jobs), _decisions(approver)],
+        routers=[_evaluations(registry, evaluator, jobs), _engines(registry, checker, jobs), _decisions(approver)],
         readiness=readiness,
         lifespan=lifespan,
         auth=settings.auth,
@@ -128,6 +140,20 @@ def _evaluations(registry: Registry, evaluator: Evaluator, jobs: Jobs) -> APIRou
     @router.get("/reports/{model}/{version}", summary="The report of an evaluation")
     def report(model: Name, version: Version, split: Split = "test") -> EvaluationReport:
         return evaluator.report(registry.version(model, version), split)
+
+    return router
+
+
+def _engines(registry: Registry, checker: EngineChecker, jobs: Jobs) -> APIRouter:
+    router = APIRouter(tags=["engines"], dependencies=[require("evaluate")])
+
+    @router.post(
+        "/engines/check", status_code=status.HTTP_202_ACCEPTED, summary="Compare an engine on the calibration split"
+    )
+    def check(request: EngineCheckCreate) -> JobPublic:
+        version = registry.version(request.model, request.version)
+        key = checker.key(version, request.engine, request.precision)
+        return _public(jobs.submit(CHECK_JOB_TYPE, key, request.model_dump(mode="json")))
 
     return router
 
