@@ -112,8 +112,10 @@ async def _predict(request: Request, parts: Service) -> Response:
     dependencies=[require("predict")],
     summary="What is served, what was refused and why, and what is out of reach",
 )
-async def served_model(parts: Parts) -> ServedModel:
-    return parts.describe()
+async def served_model(request: Request, parts: Parts) -> ServedModel:
+    app: App = request.app
+    described = parts.describe()
+    return described.model_copy(update={"degraded": described.degraded | app.access.problems})
 
 
 @router.post(
