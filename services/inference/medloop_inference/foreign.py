@@ -12,10 +12,9 @@ import numpy as np
 from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from medloop.auth import Principal
 from medloop.bundle import Pixels
 from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unavailable
-from medloop.http import PRINCIPAL, App, problem
+from medloop.http import App, problem
 from medloop.vision.prepare import PreparationSpec
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from medloop.cli.context import Context
+from medloop.cli.folder import predict_folder
 from medloop.cli.output import Json, show, table, user_name
 from medloop.clients import InferenceClient
 from medloop.errors import InvalidImage, InvalidRequest, NotFound
@@ -20,10 +21,21 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or one folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="For a folder: the table to write, .parquet, .csv or .ndjson.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
-    """Ask the champion about images; each is answered or refused on its own."""
+    """Ask the champion about images; each is answered or refused on its own.
+
+    A folder is walked with everything below it, and its answers are written to a table; a run that was cut short goes
+    on where it ended.
+    """
+    if any(path.is_dir() for path in images) or out is not None:
+        if len(images) > 1 or out is None or not images[0].is_dir():
+            raise InvalidRequest("For a whole folder give that one folder, and --out with the name of the table.")
+        return predict_folder(Context().addresses["inference"], images[0], out, as_json)
     data = [_read(path) for path in images]
     items: list[PredictionItem] = []
     with InferenceClient(Context().addresses["inference"]) as inference:
