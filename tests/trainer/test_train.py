@@ -19,6 +19,7 @@ from medloop.data.sources import phantom_source
 from medloop.engines import open_network
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound, StorageUnavailable, TrackingUnavailable
 from medloop.nets import rebuild
+from medloop.outliers import OutlierModel
 from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, TAG_OUTCOME, Registry
 from medloop.storage.objects import ObjectStore
 from medloop.testing import free_port
@@ -69,12 +70,16 @@ def test_a_data_set_version_becomes_a_challenger(
 def check_bundle(folder: Path, dataset: Manifest, home: Path, objects: ObjectStore) -> None:
     bundle = read_bundle(folder)
     network = open_network(bundle)
-    assert network.check_golden() <= 1e-4
+    assert network.check_golden().max_difference <= 1e-4
     card, train_rows = bundle.card, dataset.of("train")
     assert (card.classes, card.preparation.mode, card.preparation.size) == (dataset.classes, "L", 32)
     assert card.conformal.images == len(dataset.of("calibration"))
     reference = load_reference(bundle)
     assert {bytes(value).hex() for value in reference["hashes"]} == {row.byte_hash for row in train_rows}
+    outliers = OutlierModel.load(bundle)
+    assert outliers is not None
+    assert len(outliers.training) == len(train_rows)
+    assert outliers.threshold is None, "so few calibration images promise nothing"
 
     for key in objects.list("images/"):
         objects.delete(key)

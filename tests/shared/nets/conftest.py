@@ -52,8 +52,10 @@ def network(pictures: Callable[[Architecture, int], Pixels]) -> Callable[..., Se
 
 
 @pytest.fixture(scope="session")
-def exported(pictures: Callable[[Architecture, int], Pixels]) -> Callable[[ServedNetwork, Path], Bundle]:
-    def export(made: ServedNetwork, folder: Path) -> Bundle:
+def exported(pictures: Callable[[Architecture, int], Pixels]) -> Callable[..., Bundle]:
+    """Export a network that has learnt 12 pictures, with `calibration` others."""
+
+    def export(made: ServedNetwork, folder: Path, *, calibration: int = 0) -> Bundle:
         architecture = made.architecture
         images = pictures(architecture, 12)
         mode = "L" if architecture.channels == 1 else "RGB"
@@ -71,7 +73,9 @@ def exported(pictures: Callable[[Architecture, int], Pixels]) -> Callable[[Serve
             seed=0,
             packages={},
         )
-        training = TrainingImages(images, np.arange(12) % 3, np.arange(12 * 32, dtype=np.uint8).reshape(12, 32))
+        hashes = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)
+        others = pictures(architecture, 12 + calibration)[12:]
+        training = TrainingImages(images, np.arange(12) % 3, hashes, others)
         return export_bundle(folder, made, card, training, check=images)
 
     return export
@@ -80,8 +84,8 @@ def exported(pictures: Callable[[Architecture, int], Pixels]) -> Callable[[Serve
 @pytest.fixture(scope="session")
 def bundle(
     network: Callable[..., ServedNetwork],
-    exported: Callable[[ServedNetwork, Path], Bundle],
+    exported: Callable[..., Bundle],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
     """One exported small network; tests that change it work on a copy."""
-    return exported(network(), tmp_path_factory.mktemp("bundle"))
+    return exported(network(), tmp_path_factory.mktemp("bundle"), calibration=99)

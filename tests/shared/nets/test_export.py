@@ -14,6 +14,7 @@ from medloop.errors import TrainingFailed
 from medloop.nets import Architecture, ServedNetwork
 from medloop.nets.architectures import IDS
 from medloop.nets.export import check_agreement
+from medloop.outliers import OutlierModel
 
 Pictures = Callable[[Architecture, int], Pixels]
 Make = Callable[..., ServedNetwork]
@@ -74,6 +75,16 @@ def test_the_reference_holds_embeddings_labels_and_hashes(bundle: Bundle, pictur
     np.testing.assert_allclose(reference["embeddings"], expected, rtol=2e-3, atol=1e-3)
     np.testing.assert_array_equal(reference["labels"], np.arange(12) % 3)
     assert reference["hashes"].shape == (12, 32)
+
+
+def test_the_reference_knows_how_far_is_far(bundle: Bundle, pictures: Pictures) -> None:
+    outliers = OutlierModel.load(bundle)
+    assert outliers is not None
+    assert len(outliers.training) == 12
+    calibration = pictures(Architecture(id="small-resnet", classes=3, channels=1, size=32), 111)[12:]
+    scores = outliers.score(open_network(bundle).run(calibration).embedding)
+    # Of 99 images the furthest sets the threshold.
+    assert outliers.threshold == pytest.approx(float(scores.max()), rel=1e-4)
 
 
 def test_mlflow_loads_it_with_unpickling_forbidden(bundle: Bundle, tmp_path: Path) -> None:
