@@ -72,7 +72,7 @@ def test_help_names_every_command(medloop: Any) -> None:
     assert status == 0
     for command in (
         *("demo", "up", "down", "status", "dataset", "train", "evaluate", "explain", "predict", "correct"),
-        *("approve", "rollback"),
+        *("approve", "rollback", "bench-engines", "check-engine"),
     ):
         assert command in out
 

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from medloop.cli import dataset, images, keys, local, models
+from medloop.cli import dataset, engines, images, keys, local, models
 from medloop.cli.output import run
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ local.register(app)
 dataset.register(app)
 models.register(app)
 images.register(app)
+engines.register(app)
 keys.register(app)
 
 
