@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from select import select
 
 import numpy as np
 from medloop.bundle import read_bundle
@@ -114,6 +115,8 @@ class Clients:
             connection.close()
 
     def _ask_one(self, connection: HTTPConnection, index: int) -> None:
+        if connection.sock is not None and select([connection.sock], [], [], 0)[0]:
+            connection.close()  # the server ended it while it was idle; every pool of connections looks
         if connection.sock is None:
             try:
                 connection.connect()
