@@ -46,7 +46,7 @@ class SplitFrame(BaseModel):
 class Invocation(BaseModel):
     """Exactly one of the four, as MLflow's scoring protocol has them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     inputs: list[Any] | dict[str, Any] | None = None
     instances: list[Any] | None = None
