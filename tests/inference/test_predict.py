@@ -80,9 +80,13 @@ class Slowed(Network):
         super().__init__(network.bundle, network.precision, network.threads)
         self._network, self._gate, self._poison = network, gate, poison
         self.runs: list[int] = []
+        self.now = self.most_at_once = 0
 
     def run(self, images: Pixels) -> Outputs:
+        self.now += 1
+        self.most_at_once = max(self.now, self.most_at_once)
         assert self._gate.wait(10)
+        self.now -= 1
         self.runs.append(len(images))
         if (images[:, 0, 0, 0] == self._poison).any():
             raise RuntimeError("out of memory")
@@ -108,13 +112,14 @@ def ear() -> Ear:
 
 @asynccontextmanager
 async def predicting(
-    ear: Ear, served: Served | Callable[[], Served], lanes: int = 2, **limits: float
+    ear: Ear, served: Served | Callable[[], Served], lanes: int = 2, runs: int = 1, **limits: float
 ) -> AsyncIterator[Predictor]:
     with DicomReader() as dicom:
         predictor = Predictor(
             served if callable(served) else lambda: served,
             QueueSettings.model_validate({"target_ms": 10_000, **limits}),
             lanes=lanes,
+            runs=runs,
             dicom=dicom,
             watch=ear,
             sink=ear,
@@ -324,3 +329,19 @@ async def test_a_record_is_the_answer_and_more(ear: Ear, served: Served, grey: G
     embedding = np.frombuffer(base64.b64decode(record.pop("embedding")), "<f2")
     assert embedding == pytest.approx(answer.embedding, rel=1e-3)
     assert record == json.loads(answer.json)
+
+
+async def test_as_many_runs_go_on_at_once_as_there_is_room_for(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    network = Slowed(served.network, gate)
+    async with predicting(ear, replace(served, network=network), lanes=2, runs=2) as predictor:
+        waiting = [asyncio.create_task(predictor.predict(grey(1)))]
+        await asyncio.sleep(0.1)
+        waiting.append(asyncio.create_task(predictor.predict(grey(1))))
+        await asyncio.sleep(0.1)
+        waiting.append(asyncio.create_task(predictor.predict(grey(2))))
+        await asyncio.sleep(0.1)
+        assert network.most_at_once == 2
+        gate.set()
+        assert [given(answer).label for answer in await asyncio.gather(*waiting)] == ["dark"] * 3

@@ -1,8 +1,8 @@
 """The HTTP API: parses, calls and returns."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
@@ -24,12 +24,11 @@ from medloop_inference import invocations, oip, stream
 from medloop_inference.answer import Options
 from medloop_inference.batcher import Outcome
 from medloop_inference.corrections import Submission
+from medloop_inference.foreign import BINARY, LONGEST_TIMEOUT_MS, options_of, read_body
 from medloop_inference.service import Service
 from medloop_inference.settings import Settings
 
-LONGEST_TIMEOUT_MS = 600_000
 _MULTIPART = "multipart/form-data"
-_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _PREDICT_API: dict[str, Any] = {
     "parameters": [
         {
@@ -57,11 +56,11 @@ _PREDICT_API: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/*": _BINARY,
-            "application/dicom": _BINARY,
-            "application/octet-stream": _BINARY,
+            "image/*": BINARY,
+            "application/dicom": BINARY,
+            "application/octet-stream": BINARY,
             _MULTIPART: {
-                "schema": {"type": "object", "properties": {"files": {"type": "array", "items": _BINARY["schema"]}}}
+                "schema": {"type": "object", "properties": {"files": {"type": "array", "items": BINARY["schema"]}}}
             },
         },
     },
@@ -103,7 +102,7 @@ async def _predict(request: Request, parts: Service) -> Response:
             "Send the image file as the body, with Content-Type image/*, application/dicom or "
             f"application/octet-stream, or several files as {_MULTIPART}."
         )
-    answer = await predictor.predict(await _read_body(request), options)
+    answer = await predictor.predict(await read_body(request), options)
     return _json(answer.json)
 
 
@@ -164,28 +163,9 @@ def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
 
 def _options(request: Request) -> Options:
     """What the query and the headers ask for; raises InvalidRequest."""
-    query, headers = request.query_params, request.headers
-    if query.get("explain", "cam") != "cam":
+    if request.query_params.get("explain", "cam") != "cam":
         raise InvalidRequest("explain can be: cam.")
-    frame = _whole_number("frame", query.get("frame"), 2**31 - 1)
-    allowed = _whole_number("X-Request-Timeout-Ms", headers.get("x-request-timeout-ms"), LONGEST_TIMEOUT_MS)
-    deadline = time.monotonic() + allowed / 1000 if allowed is not None else None
-    return Options(cam="explain" in query, frame=frame, deadline=deadline)
-
-
-def _whole_number(name: str, text: str | None, largest: int) -> int | None:
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit()) or len(text) > 10 or not 1 <= int(text) <= largest:
-        raise InvalidRequest(f"{name} must be a whole number from 1 to {largest}.")
-    return int(text)
-
-
-async def _read_body(request: Request) -> bytes:
-    try:
-        return await request.body()
-    except ClientDisconnect as exc:
-        raise InvalidRequest("The connection ended before the whole body had arrived; send it again.") from exc
+    return replace(options_of(request), cam="explain" in request.query_params)
 
 
 async def _read_files(request: Request) -> list[bytes]:

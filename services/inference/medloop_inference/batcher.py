@@ -1,7 +1,7 @@
 """From encoded images to the network's outputs, in threads: decoding beside the network, which never idles.
 
-Every lane does both jobs. It decodes what is queued for a millisecond or so, adds it to what is ready, and, if nobody
-is at the network, takes all that is ready through it as one batch. So a lone image pays for one change of threads in
+Every lane does both jobs. It decodes what is queued for a millisecond or so, adds it to what is ready, and, if the
+network has room, takes what is ready through it as one batch. So a lone image pays for one change of threads in
 each direction, and under load batches form by themselves out of what arrived while the last one ran: nothing ever waits
 for a batch to fill. Large images and DICOM are decoded in slow lanes of their own and hold up nobody else.
 """
@@ -9,6 +9,7 @@ for a batch to fill. Large images and DICOM are decoded in slow lanes of their o
 import asyncio
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from medloop.vision.prepare import prepare, prepare_pixels
 from numpy.typing import NDArray
 
 from medloop_inference.admission import Admission, Pace
-from medloop_inference.answer import Answer, Asked, Composer, Options
+from medloop_inference.answer import Answer, Asked, Options
 from medloop_inference.champion import Served
 
 logger = logging.getLogger(__name__)
@@ -96,34 +97,34 @@ Settled: TypeAlias = list[tuple[Item, Outcome]]
 class Batcher:
     """Takes items through decoding and network; `settle` is told their outcomes, batch by batch, from a lane's thread.
 
-    `lanes` is the number of cores to use. Items of one batch share a model: one that is swapped in meanwhile answers
-    what was submitted after.
+    `lanes` is the number of cores to use, `runs` how many batches may be in the network at once. Items of one batch
+    share a model: one that is swapped in meanwhile answers what was submitted after.
     """
 
     def __init__(
         self,
         lanes: int,
+        runs: int,
         admission: Admission,
         pace: Pace,
         dicom: DicomReader,
         watch: Watch,
         settle: Callable[[Settled], None],
     ) -> None:
-        self.pace = pace
+        self.pace, self._runs = pace, runs
         self._admission, self._dicom, self._watch, self._tell = admission, dicom, watch, settle
         self._lock = threading.Lock()  # guards all that follows
         self._work, self._slow_work = threading.Condition(self._lock), threading.Condition(self._lock)
         self._queued: deque[Item] = deque()  # to be decoded
         self._large: deque[Item] = deque()  # to be decoded in a slow lane
         self._ready: deque[Item] = deque()
-        self._running = False  # whether a lane is at the network
+        self._running = 0  # lanes at the network
         self._open = 0  # submitted and not settled
         self._idle = 0  # quick lanes that wait
         self._stopping = False
         self._decode_s = SLICE_S / 4  # moving average of one image
         self._last_ended = 0.0  # when the network last had nothing to do or ended a batch
-        self._composes_for: Served | None = None
-        self._composer: Composer
+        self._network_s = SLICE_S  # moving average of one image
         quick = [threading.Thread(target=self._quick_lane, name=f"lane-{i}", daemon=True) for i in range(lanes)]
         slow = [threading.Thread(target=self._slow_lane, name=f"slow-{i}", daemon=True) for i in range(SLOW_LANES)]
         self._threads = quick + slow
@@ -172,15 +173,15 @@ class Batcher:
     def _quick_lane(self) -> None:
         while True:
             with self._lock:
-                while not self._queued and not (self._ready and not self._running):
+                while not self._queued and not self._may_run():
                     if self._stopping and not self._open:
                         return
                     self._idle += 1
                     self._work.wait()
                     self._idle -= 1
-                batch = [] if self._running else self._take_batch()
+                batch = self._take_batch() if self._may_run() else []
                 chunk = [] if batch else self._take_chunk()
-                if self._idle and self._queued:
+                if self._idle and (self._queued or self._may_run()):
                     self._work.notify()
             if chunk:
                 self._safely(self._decode_chunk, chunk)
@@ -197,12 +198,18 @@ class Batcher:
             settled = [(item, unexpected) for item in items]
         self._settle(settled)
 
+    def _may_run(self) -> bool:
+        return bool(self._ready) and self._running < self._runs
+
     def _take_batch(self) -> list[Item]:
-        """What goes through the network next: all that is ready for one model, up to the pace's limit."""
+        """What this lane takes through the network: images for one model, up to the pace's limit, and no more than its
+        share while others are idle, unless that would be less than a slice of work."""
+        share = math.ceil(len(self._ready) / (1 + min(self._idle, self._runs - self._running - 1)))
+        size = min(self.pace.limit, max(share, int(SLICE_S / self._network_s)))
         batch: list[Item] = []
-        while self._ready and len(batch) < self.pace.limit and (not batch or self._ready[0].served is batch[0].served):
+        while self._ready and len(batch) < size and (not batch or self._ready[0].served is batch[0].served):
             batch.append(self._ready.popleft())
-        self._running = bool(batch)
+        self._running += 1
         return batch
 
     def _take_chunk(self) -> list[Item]:
@@ -301,26 +308,22 @@ class Batcher:
                 settled += self._answered(waiting, started)
         finally:
             with self._lock:
-                self._running = False
-                if self._idle and self._ready:
+                self._running -= 1
+                if self._idle and self._may_run():
                     self._work.notify()
         if waiting:
             self._learn(waiting, why, started)
         return settled
 
-    def _composer_of(self, served: Served) -> Composer:
-        # One lane at a time is at the network, so nobody else is here.
-        if served is not self._composes_for:
-            self._composes_for, self._composer = served, Composer(served.ref, served.bundle, served.outliers)
-        return self._composer
-
     def _learn(self, batch: list[Item], why: Released, started: float) -> None:
         ended = time.monotonic()
-        # Saturated, a batch costs the time since the last one ended; otherwise the time since its first image came.
-        since = max(self._last_ended, min(item.accepted for item in batch))
-        self._last_ended = ended
-        self._admission.ran(len(batch), ended - since)
-        self.pace.observe([ended - item.accepted for item in batch])
+        with self._lock:
+            self._network_s += 0.1 * ((ended - started) / len(batch) - self._network_s)
+            # Saturated, a batch costs the time since the last one ended; otherwise since its first image came.
+            since = max(self._last_ended, min(item.accepted for item in batch))
+            self._last_ended = ended
+            self._admission.ran(len(batch), ended - since)
+            self.pace.observe([ended - item.accepted for item in batch])
         self._watch.batch(len(batch), why, ended - started)
 
     def _answered(self, batch: list[Item], started: float) -> Settled:
@@ -352,7 +355,7 @@ class Batcher:
             }
             self._watch.stage("queue", seconds["queue"])
             asked.append(Asked(item.image_hash, seconds, item.warnings, item.stored, item.options.cam))
-        return list(zip(batch, self._composer_of(batch[0].served).compose(asked, outputs), strict=True))
+        return list(zip(batch, batch[0].served.composer.compose(asked, outputs), strict=True))
 
 
 def _is_late(item: Item) -> bool:

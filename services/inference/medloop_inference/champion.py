@@ -25,6 +25,7 @@ from medloop.schemas import Approval, EngineCheck, ModelRef, RefusedVersion, Ser
 from medloop.settings import HomeSettings
 from pydantic import ValidationError
 
+from medloop_inference.answer import Composer
 from medloop_inference.last_served import LastServed
 from medloop_inference.loading import Wanted, open_wanted, reference
 
@@ -47,7 +48,7 @@ class Served:
     network: Network
     approval: Approval
     loaded_at: datetime
-    outliers: OutlierModel | None
+    composer: Composer
     checks: tuple[EngineCheck, ...] = ()
     doubt: str | None = None
 
@@ -286,7 +287,8 @@ def load(bundle: Bundle, approval: Approval, wanted: Wanted = _REFERENCE) -> Ser
     outliers = OutlierModel.load(bundle)
     opened = open_wanted(bundle, approval.version, wanted)
     ref = reference(approval.model, approval.version, opened.network)
-    return Served(ref, bundle, opened.network, approval, now(), outliers, opened.checks, opened.doubt)
+    composer = Composer(ref, bundle, outliers)
+    return Served(ref, bundle, opened.network, approval, now(), composer, opened.checks, opened.doubt)
 
 
 def _approval_in_force(tag: str | None, version: str) -> Approval:

@@ -43,7 +43,8 @@ class Sink(Protocol):
 class Predictor:
     """Answers for images with what `served` returns at the time (it raises NoModel while there is nothing).
 
-    `stored` says whether images are kept, which each answer then states.
+    `lanes` threads decode, and take up to `runs` batches through the network at once. `stored` says whether images are
+    kept, which each answer then states.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Predictor:
         queue: QueueSettings,
         *,
         lanes: int,
+        runs: int = 1,
         dicom: DicomReader,
         watch: Watch,
         sink: Sink,
@@ -59,7 +61,7 @@ class Predictor:
     ) -> None:
         self._served, self._sink, self._stored = served, sink, stored
         self.admission = Admission(queue)
-        self._batcher = Batcher(lanes, self.admission, Pace(queue.target_ms), dicom, watch, self._settle)
+        self._batcher = Batcher(lanes, runs, self.admission, Pace(queue.target_ms), dicom, watch, self._settle)
         self._submitted: list[Item] = []  # in this turn of the event loop
 
     def start(self) -> None:

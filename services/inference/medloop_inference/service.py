@@ -51,10 +51,12 @@ class Service:
         spool_dir = recording.spool_dir or settings.home.home / "inference" / model / "spool"
         self.recorder = Recorder(self.records, self.objects, Spool(spool_dir, recording.spool_max_bytes))
         self.dicom = DicomReader()
+        cpus = available_cpus()
         self.predictor = Predictor(
             self.watcher.served,
             settings.queue,
-            lanes=available_cpus(),
+            lanes=cpus,
+            runs=max(1, cpus // (settings.engine.engine_threads or 1)),
             dicom=self.dicom,
             watch=self.metrics,
             sink=self,

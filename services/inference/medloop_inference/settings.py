@@ -29,8 +29,8 @@ class ServingSettings(_Group):
 
 class EngineSettings(_Group):
     """What runs the network. A version means float32 on ONNX Runtime; another `MEDLOOP_ENGINE` or `MEDLOOP_PRECISION`
-    serves only a version that the evaluator checked with it. `MEDLOOP_ENGINE_THREADS` bounds the threads of one run;
-    unset, it is found by trying when a version is loaded.
+    serves only a version that the evaluator checked with it. `MEDLOOP_ENGINE_THREADS` is the number of threads of one
+    run, 1 when unset, which costs least; as many runs go on at once as the processors have room for.
     """
 
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
