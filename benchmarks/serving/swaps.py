@@ -176,7 +176,9 @@ def _changing_versions(bench: Bench, seconds: float) -> dict[str, float]:
 
 
 def _replica(bench: Bench, port: int, home: Path) -> Server:
-    return bench.server(KINDS[OURS], MODEL, port, {"MEDLOOP_POLL_SECONDS": "0.2"}, home)
+    # Whoever spreads requests needs a moment to notice that a replica is not ready any more.
+    variables = {"MEDLOOP_POLL_SECONDS": "0.2", "MEDLOOP_DRAIN_SECONDS": "1"}
+    return bench.server(KINDS[OURS], MODEL, port, variables, home)
 
 
 def _await_ready(server: Server, port: int) -> None:
