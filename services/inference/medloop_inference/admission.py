@@ -28,13 +28,14 @@ class Admission:
         self._target = limits.target_ms / 1000
         self.images = 0
         self.bytes = 0
+        self.slow = 0  # of the images, those in slow lanes; written under the batcher's lock
         self.seconds_per_image = FIRST_GUESS_S
         self._timed = False
 
     @property
     def predicted_wait(self) -> float:
         """Seconds until the network would begin with an image that came now."""
-        return self.images * self.seconds_per_image
+        return max(0, self.images - self.slow) * self.seconds_per_image
 
     def check(self) -> None:
         """Raise Overloaded unless one more request can be answered in time. Somebody who comes alone always can."""
@@ -77,6 +78,8 @@ class Pace:
 
     def observe(self, latencies: Sequence[float]) -> None:
         """Learn from a batch: the seconds from acceptance to answer of each of its images."""
+        if not latencies:
+            return
         full = len(latencies) >= self.limit
         self._latencies.extend(latencies)
         self._since += len(latencies)

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from medloop.bundle import Outputs, Pixels
-from medloop.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, MedLoopError, Unavailable
+from medloop.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, MedLoopError, Overloaded, Unavailable
 from medloop.vision.decode import Limits
 from medloop.vision.dicom import is_dicom
 from medloop.vision.dicom_reader import DicomReader
@@ -38,6 +38,8 @@ SLICE_S = 0.0015
 SMALL = Limits(max_pixels=4_000_000, max_bytes=4 * 2**20)
 """What a quick lane decodes (tens of milliseconds at most); larger images go to the slow lanes."""
 SLOW_LANES = 2
+SLOW_IMAGES = 16
+"""Images that the slow lanes decode or keep waiting; seconds each, so that more of them would wait too long anyway."""
 
 Outcome: TypeAlias = Answer | MedLoopError
 Released: TypeAlias = Literal["full", "all-ready"]
@@ -81,11 +83,13 @@ class Item:
     index: int
     image: bytes
     pixels: Pixels | None = None
+    size: int = 0  # bytes that are held for it
     asker: Asker = NOBODY
     stored: bool = False
     accepted: float = field(default_factory=time.monotonic)
     image_hash: str = ""
     warnings: tuple[str, ...] = ()
+    slow: bool = False  # decoded in a slow lane
     ready: float = 0.0
     decode_s: float = 0.0
     plain: bytes | None = None  # what is stored in place of a DICOM file, which is full of names
@@ -199,7 +203,11 @@ class Batcher:
         self._settle(settled)
 
     def _may_run(self) -> bool:
-        return bool(self._ready) and self._running < self._runs
+        """Whether a lane should go to the network. While another is there already, decoding comes first, as long as
+        there is something to decode for the batch: larger batches cost less an image."""
+        if not self._ready or self._running >= self._runs:
+            return False
+        return not (self._running and self._queued and len(self._ready) < self.pace.limit)
 
     def _take_batch(self) -> list[Item]:
         """What this lane takes through the network: images for one model, up to the pace's limit, and no more than its
@@ -232,10 +240,13 @@ class Batcher:
                 refused.append((item, exc))
         with self._lock:
             self._ready.extend(ready)
-            self._large.extend(large)
-            if large:
-                self._slow_work.notify_all()
-        return refused
+            room = SLOW_IMAGES - self._admission.slow
+            for item in large[:room]:
+                item.slow = True
+                self._large.append(item)
+                self._slow_work.notify()
+            self._admission.slow += len(large[:room])
+        return refused + [(item, _too_many_large()) for item in large[room:]]
 
     def _prepare(self, item: Item, limits: Limits | None) -> bool:
         """Decode and prepare; False when the image is larger than `limits` allow here."""
@@ -279,6 +290,9 @@ class Batcher:
                 self._prepare(item, None)
         except MedLoopError as exc:
             return [(item, exc)]
+        finally:
+            with self._lock:
+                self._admission.slow -= 1
         with self._lock:
             self._ready.append(item)
             self._work.notify()
@@ -319,11 +333,12 @@ class Batcher:
         ended = time.monotonic()
         with self._lock:
             self._network_s += 0.1 * ((ended - started) / len(batch) - self._network_s)
-            # Saturated, a batch costs the time since the last one ended; otherwise since its first image came.
-            since = max(self._last_ended, min(item.accepted for item in batch))
+            # Saturated, a batch costs the time since the last one ended; otherwise since its first image came. How long
+            # the slow lanes took says nothing about what others have to wait for.
+            since = max(self._last_ended, min(item.ready if item.slow else item.accepted for item in batch))
             self._last_ended = ended
             self._admission.ran(len(batch), ended - since)
-            self.pace.observe([ended - item.accepted for item in batch])
+            self.pace.observe([ended - item.accepted for item in batch if not item.slow])
         self._watch.batch(len(batch), why, ended - started)
 
     def _answered(self, batch: list[Item], started: float) -> Settled:
@@ -367,6 +382,10 @@ def _is_late(item: Item) -> bool:
 
 def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("The time that X-Request-Timeout-Ms allows ran out while this waited; send it again later.")
+
+
+def _too_many_large() -> Overloaded:
+    return Overloaded(f"{SLOW_IMAGES} large images or DICOM files are being decoded already; send this again later.")
 
 
 def _why_it_failed(item: Item, error: Exception) -> MedLoopError:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import anyio
 import anyio.to_thread
 import numpy as np
 from medloop.auth import principal
@@ -62,6 +63,7 @@ class Predictor:
         self._served, self._sink, self._stored = served, sink, stored
         self.admission = Admission(queue)
         self._batcher = Batcher(lanes, runs, self.admission, Pace(queue.target_ms), dicom, watch, self._settle)
+        self._drawing = anyio.CapacityLimiter(lanes)
         self._submitted: list[Item] = []  # in this turn of the event loop
 
     def start(self) -> None:
@@ -93,9 +95,10 @@ class Predictor:
         served, asker = self._served(), _asker()
 
         def item(number: int, ticket: Ticket, index: int) -> Item:
-            return Item(served, options, ticket, index, images[number], asker=asker, stored=self._stored)
+            image = images[number]
+            return Item(served, options, ticket, index, image, size=len(image), asker=asker, stored=self._stored)
 
-        return await self._ask(len(images), sum(map(len, images)), item)
+        return await self._ask([len(image) for image in images], item)
 
     async def predict_pixels(self, pixels: Pixels, options: Options = _NOBODY) -> list[Answer | MedLoopError]:
         """The answers to `pixels` uint8 [N, S, S, C], N ≥ 1, prepared already as the bundle's card says; the image's
@@ -109,23 +112,27 @@ class Predictor:
 
         def item(number: int, ticket: Ticket, index: int) -> Item:
             one = pixels[number]
-            return Item(served, options, ticket, index, b"", one, asker=asker, image_hash=_hash(one))
+            return Item(served, options, ticket, index, b"", one, size=one.nbytes, asker=asker, image_hash=_hash(one))
 
-        return await self._ask(len(pixels), pixels.nbytes, item)
+        return await self._ask([one.nbytes for one in pixels], item)
 
-    async def _ask(self, count: int, size: int, item: Callable[[int, Ticket, int], Item]) -> list[Outcome]:
-        """The outcomes of `count` images that take `size` bytes; `item(number, ticket, index)` makes each."""
+    async def _ask(self, sizes: Sequence[int], item: Callable[[int, Ticket, int], Item]) -> list[Outcome]:
+        """The outcomes of images of `sizes` bytes; `item(number, ticket, index)` makes each."""
         self.admission.check()
-        self.admission.hold(size)
+        self.admission.hold(sum(sizes))
+        submitted = 0
         try:
             outcomes: list[Outcome] = []
-            for start in range(0, count, WINDOW):
-                numbers = range(start, min(start + WINDOW, count))
+            while submitted < len(sizes):
+                numbers = range(submitted, min(submitted + WINDOW, len(sizes)))
                 ticket = Ticket(asyncio.get_running_loop().create_future(), len(numbers))
-                outcomes += await self._through([item(number, ticket, i) for i, number in enumerate(numbers)])
+                items = [item(number, ticket, index) for index, number in enumerate(numbers)]
+                submitted = numbers.stop
+                outcomes += await self._through(items)
             return outcomes
         finally:
-            self.admission.release(size)
+            # What was submitted is released when it is settled: whoever left, it lies in the queue until then.
+            self.admission.release(sum(sizes[submitted:]))
 
     async def _through(self, items: list[Item]) -> list[Outcome]:
         """Submit the items of one ticket and wait for all of them."""
@@ -139,7 +146,12 @@ class Predictor:
         outcomes = [ticket.outcomes[index] for index in range(len(items))]
         if not items[0].options.cam:
             return outcomes
-        return [await _drawn(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+        return [await self._drawn(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+
+    async def _drawn(self, item: Item, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, MedLoopError) or item.pixels is None:
+            return outcome
+        return await anyio.to_thread.run_sync(with_activation, outcome, item.pixels, limiter=self._drawing)
 
     def _flush(self) -> None:
         items, self._submitted = self._submitted, []
@@ -165,17 +177,12 @@ class Predictor:
     def _deliver(self, settled: Settled) -> None:
         self.admission.images -= len(settled)
         for item, outcome in settled:
+            self.admission.release(item.size)
             ticket = item.ticket
             ticket.outcomes[item.index] = outcome
             ticket.missing -= 1
             if not ticket.missing and not ticket.future.done():
                 ticket.future.set_result(None)
-
-
-async def _drawn(item: Item, outcome: Outcome) -> Outcome:
-    if isinstance(outcome, MedLoopError) or item.pixels is None:
-        return outcome
-    return await anyio.to_thread.run_sync(with_activation, outcome, item.pixels)
 
 
 def _asker() -> Asker:
