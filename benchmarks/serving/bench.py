@@ -111,7 +111,9 @@ class Bench:
             home=home or (self.home(name)[0] if ours else scratch),
             tracking_uri=self.tracking_uri if ours else "",
         )
-        environment = {"OMP_NUM_THREADS": str(self.threads), **kind.variables(place), **variables}
+        # Torch's threads would otherwise spin between two operations, and measure the load generator's company.
+        openmp = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**openmp, **kind.variables(place), **variables}
         return Server(kind.command(place), environment, scratch / "server.log")
 
     @contextmanager

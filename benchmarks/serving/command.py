@@ -8,7 +8,6 @@ anything is timed. CPU is that of a server's whole process tree, memory too. ben
 means.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -37,7 +36,7 @@ def main() -> int:
     parser.add_argument("--peers", metavar="NAME,…", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the comparisons")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every server's engine")
+    parser.add_argument("--threads", type=int, default=1, help="of one run of every server's engine; 1 costs all least")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep networks there for the next run")
     options = parser.parse_args()
     parts, peers = _names(options.only, list(PARTS)), _names(options.peers, PEERS)
