@@ -1,5 +1,6 @@
 """What answers is what the version means, or an engine that was asked for and checked: never anything unnamed."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from medloop.bundle import GOLDEN, Bundle, Golden, Outputs, Pixels, write_card
 from medloop.engines.onnxruntime import OnnxRuntimeNetwork
-from medloop.errors import StorageUnavailable, UntrustedModel
+from medloop.errors import InvalidRequest, StorageUnavailable, UntrustedModel
+from medloop.http import run
 from medloop.registry import CHAMPION, TAG_APPROVAL
 from medloop.schemas import EngineCheck
 from medloop.settings import HomeSettings
 from medloop.testing import FolderRegistry, tiny_bundle
+from medloop_inference.app import create_app
 from medloop_inference.champion import RECHECK_SECONDS, Watcher
 from medloop_inference.loading import Wanted, open_wanted, warm_up
+from medloop_inference.settings import Settings
 
 Evaluator = Any  # the small one of conftest.py
 CHECK = EngineCheck(
@@ -71,6 +75,28 @@ def test_an_engine_that_is_not_offered_does_not_answer(first: Bundle) -> None:
     opened = open_wanted(first, "7", Wanted("abacus", "float32", find_check=lambda version, digest: CHECK))
     assert opened.network.engine == "onnxruntime"
     assert "abacus" in (opened.doubt or "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "said"),
+    [("openvino", "float32", "extra openvino"), ("onnxruntime", "bfloat16", "There is no bfloat16 on onnxruntime")],
+)
+def test_settings_that_nothing_could_be_served_with_end_the_start_in_one_sentence(
+    home: Path,
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    engine: str,
+    precision: str,
+    said: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for name, value in {"MODEL": "tiny", "ENGINE": engine, "PRECISION": precision}.items():
+        monkeypatch.setenv(f"MEDLOOP_{name}", value)
+    assert run("inference", Settings, create_app) == InvalidRequest.exit_status == 3
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_checked_engine_answers_and_shows_what_it_was_checked_against(first: Bundle) -> None:

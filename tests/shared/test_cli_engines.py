@@ -88,4 +88,5 @@ def test_a_check_ends_with_the_evaluators_verdict(
     assert ended == status
     words = " ".join(out.split())
     assert "tiny version 1 in bfloat16 on openvino, 120 calibration images" in words
+    assert "fewer than 2.47% change, with 95 % confidence" in words
     assert ("It may be used." if passed else "It may not be used: Too far off.") in words

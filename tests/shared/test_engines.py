@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from medloop.bundle import GOLDEN, MODEL, Bundle, Golden, Pixels, write_card
 from medloop.engines import OFFERED, Network, check_offered, open_network
-from medloop.engines.checks import VERDICTS, compare, engine_version, find_check, judge
+from medloop.engines.checks import VERDICTS, compare, disagreement_bound, engine_version, find_check, judge
 from medloop.errors import InvalidRequest, UntrustedModel
 from medloop.schemas import EngineCheck, EngineVerdict
 from medloop.storage.records import RecordStore
@@ -215,6 +215,20 @@ def test_the_verdict_is_what_the_limits_say(precision: str, difference: float, a
         agreement=agreement,
     )
     assert (judge(check) is None) == passes
+
+
+@pytest.mark.parametrize(("changed", "images", "bound"), [(0, 120, 0.02466), (1, 1000, 0.004735), (3, 10, 0.60662)])
+def test_how_often_a_label_may_change_elsewhere_is_clopper_and_pearson_s_bound(
+    changed: int, images: int, bound: float
+) -> None:
+    check = verdict().check.model_copy(update={"images": images, "agreement": 1 - changed / images})
+    assert disagreement_bound(check) == pytest.approx(bound, rel=1e-3)
+    assert disagreement_bound(check.model_copy(update={"agreement": 0.0})) == 1.0
+
+
+def test_an_engine_without_its_package_has_no_version() -> None:
+    with pytest.raises(InvalidRequest, match="abacus is not installed"):
+        engine_version("abacus")
 
 
 def test_a_comparison_finds_the_largest_difference_and_the_changed_label(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from anyio import CapacityLimiter
 from medloop.cpus import available_cpus
+from medloop.engines import check_offered
 from medloop.engines.checks import find_check
 from medloop.errors import MedLoopError
 from medloop.http import Readiness
@@ -33,10 +34,14 @@ NEIGHBOUR_SECONDS = 10.0
 
 
 class Service:
-    """Everything is made here and started by `start`; `stop` ends it in the order in which nothing is lost."""
+    """Everything is made here and started by `start`; `stop` ends it in the order in which nothing is lost.
+
+    Raises InvalidRequest for settings that no version could be served with.
+    """
 
     def __init__(self, settings: Settings, readiness: Readiness, metrics: CollectorRegistry) -> None:
         model, recording = settings.serving.model, settings.recording
+        check_offered(settings.engine.engine, settings.engine.precision)
         registry = Registry(settings.tracking.tracking_uri)
         self.objects: ObjectStore = open_objects(settings.storage.objects_url)
         self.records: RecordStore = open_records(settings.storage.records_url)

@@ -13,6 +13,7 @@ from medloop.cli.output import Json, console, progress_bars, show, table
 from medloop.clients import EvaluatorClient
 from medloop.cpus import cpu_name
 from medloop.engines.bench import Measurement, bench
+from medloop.engines.checks import disagreement_bound
 from medloop.errors import UntrustedModel
 from medloop.registry import fetch_bundle
 from medloop.schemas import EngineVerdict
@@ -69,13 +70,15 @@ def check_engine(
     with EvaluatorClient(context.addresses["evaluator"]) as evaluator, progress_bars() as progress:
         job = evaluator.check_engine(found.model, found.version, engine, precision)
         verdict = EngineVerdict.model_validate(evaluator.wait(job, progress=progress).result)
-    check = verdict.check
+    check, bound = verdict.check, disagreement_bound(verdict.check)
     said = (
         f"{verdict.model} version {verdict.version} in {precision} on {engine}, {check.images:,} calibration images: "
-        f"|Δp| ≤ {check.max_difference:.1e}, {check.agreement:.2%} of labels equal, {check.speedup or 0:.2f}× as fast."
+        f"|Δp| ≤ {check.max_difference:.1e}, {check.agreement:.2%} of labels equal "
+        f"(on other such images fewer than {bound:.2%} change, with 95 % confidence), "
+        f"{check.speedup or 0:.2f}× as fast."
     )
     text = f"{said} It may be used." if verdict.passed else f"{said} It may not be used: {verdict.reason}"
-    show(verdict.model_dump(mode="json"), as_json, text)
+    show(verdict.model_dump(mode="json") | {"disagreement_bound": bound}, as_json, text)
     return 0 if verdict.passed else UntrustedModel.exit_status
 
 

@@ -6,11 +6,14 @@ judge probabilities alone. The *calibration* split is real images: the evaluator
 labels too, and keeps its verdict as a record. Inference serves nothing but float32 on ONNX Runtime without one.
 """
 
+import math
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medloop.errors import InvalidRequest
 from medloop.schemas import EngineCheck, EngineVerdict
 from medloop.storage.records import RecordStore, scan
 
@@ -20,6 +23,8 @@ MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 1e-2}
 """The largest |Δp| to float32 on ONNX Runtime, by precision."""
 MIN_AGREEMENT = 0.999
 """The share of calibration images that must keep their label in a precision below float32."""
+_DOUBT = 0.05
+"""One minus the confidence of `disagreement_bound`."""
 
 
 def compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> tuple[float, float]:
@@ -42,8 +47,35 @@ def judge(check: EngineCheck) -> str | None:
 
 
 def engine_version(engine: str) -> str:
-    """The installed version of the engine's package, which has the engine's name."""
-    return package_version(engine)
+    """The installed version of the engine's package, which has the engine's name; raises InvalidRequest if there is
+    none."""
+    try:
+        return package_version(engine)
+    except PackageNotFoundError as exc:
+        raise InvalidRequest(f"The package {engine} is not installed; install medloop with its extra.") from exc
+
+
+def disagreement_bound(check: EngineCheck) -> float:
+    """Below what share of such images the label changes, with 95 % confidence: the one-sided upper bound of Clopper
+    and Pearson (1934), in (0, 1]. About 3 / n where none of n images changed its label."""
+    changed = round((1 - check.agreement) * check.images)
+    if changed >= check.images:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):  # bisection: the chance of so few changes falls as the share grows
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(changed, check.images, middle) > _DOUBT else (low, middle)
+    return high
+
+
+def _at_most(count: int, trials: int, share: float) -> float:
+    """The chance that at most `count` of `trials` turn out so, `share` in (0, 1) of which do in the long run."""
+    logs = (
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        + k * math.log(share) + (trials - k) * math.log1p(-share)
+        for k in range(count + 1)
+    )  # fmt: skip
+    return math.fsum(map(math.exp, logs))
 
 
 def find_check(
