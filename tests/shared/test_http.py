@@ -1,12 +1,13 @@
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from medloop.auth import AuthSettings, check_exposure
 from medloop.errors import Forbidden, InvalidDataset, Issue, Overloaded, StorageFull
-from medloop.http import Direct, Readiness, create_app
+from medloop.http import App, Direct, Readiness, create_app
 from medloop.settings import ServerSettings
 from medloop.testing import asgi_client
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ class Body(BaseModel):
     number: int
 
 
-def make_app(readiness: Readiness | None = None, **settings: int) -> FastAPI:
+def make_app(readiness: Readiness | None = None, **settings: int) -> App:
     router = APIRouter()
 
     @router.get("/full")
@@ -220,3 +221,23 @@ async def test_every_error_is_described_as_a_problem_document(client: httpx.Asyn
     for path in document["paths"].values():
         for operation in path.values():
             assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
+
+
+async def test_bodies_that_are_being_sent_share_a_bound() -> None:
+    app = make_app(max_body_bytes=100)
+    gate = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"x" * 90
+        await gate.wait()
+
+    async with asgi_client(app) as client:
+        senders = [asyncio.create_task(client.post("/length", content=slowly())) for _ in range(8)]
+        while app.guard.held_bytes < 8 * 90:
+            await asyncio.sleep(0.01)
+        refused = await client.post("/length", content=b"y" * 90)
+        assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
+        gate.set()
+        await asyncio.gather(*senders)
+        assert app.guard.held_bytes == 0
+        assert (await client.post("/length", content=b"y" * 90)).status_code != 429
