@@ -9,14 +9,14 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from medloop.auth import check_signed
-from medloop.errors import InvalidRequest, MedLoopError, UnsupportedImage
+from medloop.errors import InvalidRequest, MedLoopError, Overloaded, UnsupportedImage
 from medloop.http import App, Direct, Readiness, problem, require
 from medloop.http import create_app as create_base
 from medloop.schemas import Correction, Person, Prediction, PredictionBatch, ServedModel
 from pydantic import UUID7
 from pydantic_core import to_json
 from starlette.datastructures import UploadFile as FormFile
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -28,6 +28,8 @@ from medloop_inference.foreign import BINARY, LONGEST_TIMEOUT_MS, options_of, re
 from medloop_inference.service import Service
 from medloop_inference.settings import Settings
 
+MOST_CORRECTIONS = 8
+"""That may wait to be decoded and stored, each with an image in memory."""
 _MULTIPART = "multipart/form-data"
 _PREDICT_API: dict[str, Any] = {
     "parameters": [
@@ -132,7 +134,7 @@ async def correct(
     response: Response,
     comment: Annotated[str, Form(max_length=2000)] = "",
     image: Annotated[UploadFile | None, File()] = None,
-    frame: Annotated[int | None, Form(ge=1)] = None,
+    frame: Annotated[int | None, Form(ge=1, le=2**31 - 1)] = None,
 ) -> Correction:
     check_signed(author, "author")
     served = parts.watcher.current
@@ -140,6 +142,8 @@ async def correct(
         choices = ", ".join(served.bundle.card.classes)
         raise RequestValidationError([{"loc": ("body", "label"), "msg": f"choose one of: {choices}", "type": "enum"}])
     data = await image.read() if image is not None else None
+    if parts.correcting.statistics().tasks_waiting >= MOST_CORRECTIONS:
+        raise Overloaded(f"{MOST_CORRECTIONS} corrections wait already; send this again later.")
     submission = Submission(prediction_id, label, author, comment, data, frame)
     correction, new = await to_thread.run_sync(parts.corrections.submit, submission, limiter=parts.correcting)
     response.status_code = 201 if new else 200
@@ -149,16 +153,15 @@ async def correct(
 @router.get(
     "/corrections", dependencies=[require("correct")], summary="Corrections, those of the newest predictions first"
 )
-def corrections(
+async def corrections(
     parts: Parts, status: Literal["pending", "accepted", "rejected"] | None = None, limit: Limit = 100
 ) -> list[Correction]:
-    return parts.corrections.recent(status, limit)
+    return await to_thread.run_sync(parts.corrections.recent, status, limit, limiter=parts.reading)
 
 
 @router.get("/predictions", dependencies=[require("predict")], summary="Recorded predictions, newest first")
-def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
-    found = parts.records.find("predictions", limit=limit)
-    return [Prediction.model_validate(record.document) for record in found.items]
+async def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
+    return await to_thread.run_sync(parts.recent, limit, limiter=parts.reading)
 
 
 def _options(request: Request) -> Options:
@@ -202,6 +205,8 @@ def _batch(outcomes: list[Outcome]) -> bytes:
 
 def create_app(settings: Settings) -> App:
     """The inference service; its parts are in `app.state.service` and run while its lifespan does."""
+    # Patients' images must not touch a disk that nobody named: what a form may hold, it may hold in memory.
+    MultiPartParser.spool_max_size = settings.server.max_body_bytes
     readiness = Readiness()
 
     @asynccontextmanager

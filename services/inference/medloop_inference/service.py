@@ -1,5 +1,7 @@
 """The parts of one running inference service, and how they are tied together."""
 
+import logging
+
 from anyio import CapacityLimiter
 from medloop.cpus import available_cpus
 from medloop.engines import check_offered
@@ -7,11 +9,12 @@ from medloop.engines.checks import find_check
 from medloop.errors import MedLoopError
 from medloop.http import Readiness
 from medloop.registry import Registry
-from medloop.schemas import EngineCheck, ServedModel
+from medloop.schemas import EngineCheck, Prediction, ServedModel
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
 from medloop.vision.dicom_reader import DicomReader
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 
 from medloop_inference.admission import Pace
 from medloop_inference.answer import record_of
@@ -29,6 +32,10 @@ from medloop_inference.spool import Spool
 
 CORRECTING = 2
 """Corrections that are decoded and stored at once: they must not take the processor from predictions."""
+READING = 4
+"""Listings that are read from records at once: slow records must not take the threads that others need."""
+logger = logging.getLogger(__name__)
+
 NEIGHBOUR_SECONDS = 10.0
 """Between two looks at whether objects and records answer."""
 
@@ -71,8 +78,9 @@ class Service:
         if share := settings.serving.shadow_share:
             busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
             self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
-        self.correcting = CapacityLimiter(CORRECTING)
-        self.corrections = Corrections(model, self.objects, self.records, self.dicom)
+        self.correcting, self.reading = CapacityLimiter(CORRECTING), CapacityLimiter(READING)
+        self.correction_dicom = DicomReader()
+        self.corrections = Corrections(model, self.objects, self.records, self.correction_dicom)
         self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
         admission = self.predictor.admission
         gauges = [
@@ -107,6 +115,7 @@ class Service:
             work.stop()
         self.predictor.stop()
         self.dicom.close()
+        self.correction_dicom.close()
         if self.shadow is not None:
             self.shadow.stop()
         self.recorder.stop()
@@ -120,6 +129,16 @@ class Service:
     def describe(self) -> ServedModel:
         shadow = self.shadow.describe() if self.shadow is not None else None
         return self.watcher.describe().model_copy(update={"shadow": shadow, "degraded": self.degraded})
+
+    def recent(self, limit: int) -> list[Prediction]:
+        """The newest predictions that are recorded; one that this release cannot read is told in the log."""
+        found: list[Prediction] = []
+        for record in self.records.find("predictions", limit=limit).items:
+            try:
+                found.append(Prediction.model_validate(record.document))
+            except ValidationError:
+                logger.exception("the record of prediction %s cannot be read", record.id)
+        return found
 
     def _wanted(self, settings: Settings) -> Wanted:
         model, engine = settings.serving.model, settings.engine
