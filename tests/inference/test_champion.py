@@ -126,9 +126,11 @@ def test_an_alias_moved_by_hand_changes_nothing_and_says_why(
         "approve it with medloop approve."
     )
     evaluator.approve(moved, second)
+    assert watcher.champion_refused
     watcher.poll_once()
     assert served_version(watcher) == "2"
     assert reasons(watcher) == {}
+    assert not watcher.champion_refused
 
 
 def test_an_alias_set_by_hand_without_any_approval_serves_nothing(
@@ -336,27 +338,38 @@ def test_what_lies_on_this_disk_is_checked_again(
     offline = Watcher("tiny", nowhere, home)
     offline.poll_once()
     assert offline.current is None
+    why = {
+        "bundle": "bundle of version 1 is missing or damaged",
+        "approval": "signature does not verify",
+        "key": "is not trusted here",
+    }
+    assert "cannot be served from this disk: " in (offline.unready_reason or "")
+    assert why[damage] in (offline.unready_reason or "")
+    assert "MLflow does not answer" in (offline.unready_reason or "")
     if damage == "key":
         key.write_bytes(saved)
     online = Watcher("tiny", registry, home)
     online.poll_once()
     assert served_version(online) == "1"
+    assert online.degraded == {}
 
 
 def test_mlflow_going_away_leaves_the_champion_and_shows(
-    tracking_uri: str, evaluator: Evaluator, nowhere: Registry, first: Bundle
+    tracking_uri: str, evaluator: Evaluator, nowhere: Registry, first: Bundle, clock: Any
 ) -> None:
     registry = UnsteadyRegistry(tracking_uri, nowhere)
-    watcher = Watcher("tiny", registry, HomeSettings())
+    watcher = Watcher("tiny", registry, HomeSettings(), clock=clock)
     evaluator.champion(first)
     watcher.poll_once()
-    registry.down = True
+    clock.now, registry.down = 5.0, True
     watcher.poll_once()
     assert served_version(watcher) == "1"
     assert "MLflow does not answer" in watcher.degraded["tracking"]
+    assert watcher.tracking_age == 5.0
     registry.down = False
     watcher.poll_once()
     assert watcher.degraded == {}
+    assert watcher.tracking_age == 0.0
 
 
 def test_a_champion_alias_that_is_gone_changes_nothing_and_shows(

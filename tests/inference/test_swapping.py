@@ -101,6 +101,28 @@ def test_a_rollback_needs_neither_mlflow_s_files_nor_this_disk_nor_a_load(
     assert shelf.asked == ["state"]
 
 
+def test_a_disk_that_takes_nothing_does_not_stop_a_rollback(
+    watcher: Watcher, desk: Desk, first: Bundle, second: Bundle
+) -> None:
+    serve(watcher, desk, first, second)
+    newest = watcher.served().approval
+    kept = HomeSettings().home / "inference" / "tiny"
+    shutil.rmtree(kept)
+    kept.write_text("a file where a folder should be")
+    desk.approve("1")
+    watcher.poll_once()
+    assert (answered_by(watcher), previous(watcher)) == ("1", "2")
+    assert "A restart would not know the approval of version 1: " in watcher.degraded["disk"]
+    desk.put_in_force(newest)
+    watcher.poll_once()
+    assert answered_by(watcher) == "1"
+    assert "older than one that was accepted here" in reason(watcher, "2")
+    kept.unlink()
+    watcher.poll_once()
+    assert "disk" not in watcher.degraded
+    assert Approval.model_validate_json((kept / "last_served.json").read_bytes()) == watcher.served().approval
+
+
 def test_a_newer_approval_of_what_answers_keeps_the_previous_one(
     watcher: Watcher, desk: Desk, first: Bundle, second: Bundle
 ) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from medloop.approvals import Verifier
 from medloop.bundle import Bundle
 from medloop.engines import Network
-from medloop.errors import MedLoopError, NoModel, TrackingUnavailable, UntrustedModel
+from medloop.errors import MedLoopError, NoModel, StorageFull, StorageUnavailable, TrackingUnavailable, UntrustedModel
 from medloop.outliers import OutlierModel
 from medloop.registry import CHAMPION, TAG_APPROVAL, BundleCache, Registry, State
 from medloop.schemas import Approval, EngineCheck, ModelRef, RefusedVersion, ServedModel, now
@@ -92,6 +92,9 @@ class Watcher:
         self._refused: tuple[RefusedVersion, ...] = ()  # newest first
         self._degraded: dict[str, str] = {}
         self._floor = 0  # the highest sequence of an approval that was ever accepted here
+        self._unkept: Approval | None = None  # accepted, but not on this machine's disk yet
+        self._champion_refused = False
+        self._looked_at = clock()
         self._examined: tuple[object, ...] = ()
         self._examine_again = 0.0
         self._open_again = 0.0
@@ -99,6 +102,16 @@ class Watcher:
     @property
     def current(self) -> Served | None:
         return self._held.current
+
+    @property
+    def champion_refused(self) -> bool:
+        """Whether the version that the champion alias points at now is refused."""
+        return self._champion_refused
+
+    @property
+    def tracking_age(self) -> float:
+        """Seconds since MLflow last answered; since the start if it never did."""
+        return self._clock() - self._looked_at
 
     @property
     def degraded(self) -> dict[str, str]:
@@ -121,9 +134,8 @@ class Watcher:
         if self._refused:
             newest = self._refused[0]
             return f"no approved champion yet (version {newest.version} was refused: {newest.reason.rstrip('.')})"
-        if "tracking" in self._degraded:
-            return f"no approved champion yet ({self._degraded['tracking'].rstrip('.')})"
-        return "no approved champion yet"
+        why = [self._degraded[name].rstrip(".") for name in ("start", "tracking") if name in self._degraded]
+        return f"no approved champion yet ({'; '.join(why)})" if why else "no approved champion yet"
 
     def describe(self) -> ServedModel:
         current, previous = self._held
@@ -148,11 +160,14 @@ class Watcher:
                 self._restored = True
                 self._restore()
                 self._report(self.unready_reason)  # asking MLflow may take long
+            if self._unkept is not None:
+                self._keep(self._unkept)
             try:
                 state = self._registry.state(self.model)
             except TrackingUnavailable as exc:
                 self._degrade("tracking", exc.detail)
             else:
+                self._looked_at = self._clock()
                 self._degrade("tracking", None)
                 self._follow(state)
             self._open_anew()
@@ -167,10 +182,11 @@ class Watcher:
             self._verify(approval, approval.version)
             self._floor = approval.sequence
             bundle = self._bundles.find(approval.bundle_digest)
-            if bundle is not None:
-                self._swap(load(bundle, approval, self._wanted))
+            if bundle is None:
+                raise UntrustedModel(f"The bundle of version {approval.version} is missing or damaged here.")
+            self._swap(load(bundle, approval, self._wanted))
         except MedLoopError as exc:
-            logger.warning("cannot start from this disk: %s", exc.detail)
+            self._degrade("start", f"What was served last cannot be served from this disk: {exc.detail}")
 
     def _follow(self, state: State | None) -> None:
         version = state.aliases.get(CHAMPION) if state else None
@@ -178,13 +194,14 @@ class Watcher:
         if state is None or version is None:
             gone = f"The champion alias is gone from MLflow; version {current.ref.version} stays." if current else None
             self._degrade("champion", gone)
+            self._champion_refused = False
             self._examined = ()
             return
         approval = state.tags.get(TAG_APPROVAL)
         examined = (version, approval, self._keys())
         if examined == self._examined and self._clock() < self._examine_again:
             return
-        doubt, self._examine_again = None, math.inf
+        doubt, refused, self._examine_again = None, False, math.inf
         try:
             self._serve(version, approval)
         except MedLoopError as exc:
@@ -194,7 +211,9 @@ class Watcher:
                 # then: this may be between the two.
                 doubt = exc.detail
             else:
+                refused = True
                 self._refuse(version, exc.detail)
+        self._champion_refused = refused
         self._degrade("champion", doubt)
         self._examined = examined
 
@@ -215,10 +234,24 @@ class Watcher:
             bundle = self._bundles.find(digest) or self._fetch(version, digest)
             self._held = self._held._replace(previous=None)
             served = load(bundle, approval, self._wanted)
-        # Kept before it answers: a replayed older approval must be noticed after a restart, too.
-        self._last_served.write(approval)
         self._floor = approval.sequence
+        self._keep(approval)
         self._swap(served)
+
+    def _keep(self, approval: Approval) -> None:
+        """Have this machine's disk know the approval, so that a restart begins with it, and notices an older one.
+
+        Where the disk does not take it, it is tried again at each poll: a full disk must not stand in the way of a
+        rollback, and this process knows which approvals are old.
+        """
+        try:
+            self._last_served.write(approval)
+        except (StorageFull, StorageUnavailable) as exc:
+            self._unkept = approval
+            self._degrade("disk", f"A restart would not know the approval of version {approval.version}: {exc.detail}")
+        else:
+            self._unkept = None
+            self._degrade("disk", None)
 
     def _in_memory(self, approval: Approval) -> Served | None:
         for held in self._held:
@@ -261,6 +294,7 @@ class Watcher:
         self._held = _Held(served, current if is_other else previous)
         self._open_again = self._clock() + RECHECK_SECONDS
         self._degrade("engine", served.doubt)
+        self._degrade("start", None)
         self._forget(served.ref.version)
         logger.info("version %s answers now", served.ref.version, extra={"model": self.model, **_facts(served)})
 
