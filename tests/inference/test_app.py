@@ -314,6 +314,26 @@ async def test_records_being_down_stops_no_prediction_and_claims_no_correction(
         assert (await client.get("/readyz")).status_code == 200
 
 
+async def test_a_record_of_another_release_hides_no_other(
+    serving: httpx.AsyncClient, service: Service, grey: Grey, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.records.put_once("predictions", "0192f0c1-2345-7000-8000-000000000000", {"model": {"name": "tiny"}})
+    answer = Prediction.model_validate((await serving.post("/v1/predict", content=grey(9), headers=PNG)).json())
+    service.recorder.stop()
+    listed = (await serving.get("/v1/predictions")).json()
+    assert [each["id"] for each in listed] == [answer.id]
+    assert "cannot be read" in caplog.text
+
+
+async def test_a_frame_that_no_file_has_is_the_sender_s_fault(serving: httpx.AsyncClient, grey: Grey) -> None:
+    sent = await serving.post("/v1/predict", content=grey(9), headers=PNG)
+    url = f"/v1/predictions/{sent.json()['id']}/correction"
+    for frame in ("0", str(2**40), "x"):
+        assert (await serving.post(url, **_correction(grey(9), frame=frame))).status_code == 422
+        asked = await serving.post("/v1/predict", content=grey(9), headers=PNG, params={"frame": frame})
+        assert asked.status_code == 400
+
+
 async def test_metrics_count_answers_refusals_and_losses(serving: httpx.AsyncClient, first: Bundle, grey: Grey) -> None:
     await serving.post("/v1/predict", content=grey(0), headers=PNG)
     await serving.post("/v1/predict", content=b"", headers=PNG)

@@ -24,10 +24,11 @@ from medloop.errors import (
 )
 from medloop.schemas import Approval, Prediction
 from medloop.testing import tiny_bundle, tiny_outlier, tiny_probabilities
+from medloop.vision.dicom import DicomImage
 from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png
 from medloop_inference.answer import record_of
-from medloop_inference.batcher import SMALL, Settled
+from medloop_inference.batcher import SLOW_IMAGES, SMALL, Settled
 from medloop_inference.champion import Served, load
 from medloop_inference.predict import WINDOW, Answer, Options, Predictor
 from medloop_inference.settings import QueueSettings
@@ -112,9 +113,14 @@ def ear() -> Ear:
 
 @asynccontextmanager
 async def predicting(
-    ear: Ear, served: Served | Callable[[], Served], lanes: int = 2, runs: int = 1, **limits: float
+    ear: Ear,
+    served: Served | Callable[[], Served],
+    lanes: int = 2,
+    runs: int = 1,
+    reader: DicomReader | None = None,
+    **limits: float,
 ) -> AsyncIterator[Predictor]:
-    with DicomReader() as dicom:
+    with reader or DicomReader() as dicom:
         predictor = Predictor(
             served if callable(served) else lambda: served,
             QueueSettings.model_validate({"target_ms": 10_000, **limits}),
@@ -294,6 +300,55 @@ async def test_a_large_image_holds_up_no_small_one(ear: Ear, served: Served, gre
         assert not big.done()
         assert given(await big).label == "bright"
     assert small.label == "dark"
+
+
+class SlowReader(DicomReader):
+    """Takes every file for a white image, when `gate` opens."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def read(self, data: bytes, frame: int | None = None) -> DicomImage:
+        assert self._gate.wait(10)
+        return DicomImage(np.full((16, 16, 1), 255, np.uint8), ("burned in",))
+
+
+async def test_slow_decoding_is_bounded_and_shuts_nobody_out(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    dicom = b"\0" * 128 + b"DICM"
+    async with predicting(ear, served, reader=SlowReader(gate), target_ms=200) as predictor:
+        given(await predictor.predict(grey(3)))
+        slow = [asyncio.create_task(predictor.predict(dicom)) for _ in range(SLOW_IMAGES)]
+        await asyncio.sleep(0.5)  # longer than the target
+        with pytest.raises(Overloaded):
+            await predictor.predict(dicom)
+        assert given(await predictor.predict(grey(3))).label == "dark"
+        gate.set()
+        answers = [given(answer) for answer in await asyncio.gather(*slow)]
+        assert {(answer.label, *answer.warnings) for answer in answers} == {("bright", "burned in")}
+        assert predictor.admission.seconds_per_image < 0.1
+        together = await asyncio.gather(*(predictor.predict(grey(level)) for level in range(4)))
+        assert len([given(answer) for answer in together]) == 4
+    assert (predictor.admission.slow, predictor.admission.images, predictor.admission.bytes) == (0, 0, 0)
+
+
+async def test_bytes_are_held_until_the_queue_lets_them_go(
+    ear: Ear, served: Served, grey: Grey, gate: threading.Event
+) -> None:
+    image = grey(1)
+    async with predicting(ear, replace(served, network=Slowed(served.network, gate))) as predictor:
+        asked = [asyncio.create_task(predictor.predict(image)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert predictor.admission.bytes == 3 * len(image)
+        gate.set()
+        while predictor.admission.images:
+            await asyncio.sleep(0.01)
+        assert predictor.admission.bytes == 0
 
 
 async def test_prepared_pixels_are_answered_as_they_are(ear: Ear, served: Served) -> None:
