@@ -24,7 +24,7 @@ from medloop_inference import invocations, oip, stream
 from medloop_inference.answer import Options
 from medloop_inference.batcher import Outcome
 from medloop_inference.corrections import Submission
-from medloop_inference.foreign import BINARY, LONGEST_TIMEOUT_MS, options_of, read_body
+from medloop_inference.foreign import BINARY, LONGEST_TIMEOUT_MS, check_count, options_of, read_body
 from medloop_inference.service import Service
 from medloop_inference.settings import Settings
 
@@ -185,7 +185,7 @@ async def _read_files(request: Request) -> list[bytes]:
         raise InvalidRequest(
             "Every part of a multipart request must be an image file, with a filename; send at least one."
         )
-    return images
+    return check_count(images)
 
 
 def _json(content: bytes) -> Response:
