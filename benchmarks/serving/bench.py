@@ -24,6 +24,8 @@ from benchmarks.serving.servers import KINDS, OURS, Kind, Place
 MAX_DIFFERENCE = 1e-3
 """How far a server's probabilities may lie from the bare engine's before it counts as answering something else."""
 WARM_S = 1.0
+MODELS = ("tiny64", "resnet18_224")
+"""What CPU and memory are compared with."""
 NOTHING: Mapping[str, str] = {}
 
 _P = ParamSpec("_P")
@@ -46,8 +48,8 @@ class Sample:
 class Bench:
     """Everything is made when it is first needed, under `folder`; what lies there from before is used again."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, threads: int, models: Sequence[str] = MODELS) -> None:
+        self.folder, self.threads, self.compared = folder, threads, models
         self._open = ExitStack()
         self._compared: dict[tuple[str, str], float] = {}
         self._homes: dict[str, tuple[Path, Registrar, str]] = {}

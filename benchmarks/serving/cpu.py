@@ -8,7 +8,6 @@ from benchmarks.serving.bench import Bench, Sample
 from benchmarks.serving.models import files
 from benchmarks.serving.servers import OURS, Kind
 
-MODELS = ("tiny64", "resnet18_224")
 CLIENTS = (1, 16)
 
 Round = Mapping[tuple[str, int], Sample]
@@ -17,7 +16,7 @@ Round = Mapping[tuple[str, int], Sample]
 
 def compare(bench: Bench, kinds: Sequence[Kind], repeats: int, seconds: float) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for model in MODELS:
+    for model in bench.compared:
         rounds: list[Round] = []
         floors: list[dict[int, float]] = []
         for number in range(repeats):

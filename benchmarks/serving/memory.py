@@ -10,13 +10,12 @@ from benchmarks.serving.loop import answers
 from benchmarks.serving.process import Memory
 from benchmarks.serving.servers import KINDS, OURS, Kind
 
-MODELS = ("tiny64", "resnet18_224")
 CLIENTS = 16
 
 
 def compare(bench: Bench, kinds: Sequence[Kind], repeats: int, seconds: float) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for model in MODELS:
+    for model in bench.compared:
         found = {kind.name: _memory(bench, kind, model, seconds) for kind in kinds}
         for name, memory in found.items():
             figures[f"rss_mib.{model}.{name}"] = memory.rss / 2**20
@@ -34,7 +33,7 @@ def _memory(bench: Bench, kind: Kind, model: str, seconds: float) -> Memory:
 
 def ready_seconds(bench: Bench, repeats: int) -> dict[str, float]:
     """Seconds from the start of the process to a ready `/readyz`, with the model in the disk cache."""
-    model = MODELS[-1]
+    model = bench.compared[-1]
     nowhere = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     with bench.running(KINDS[OURS], model):
         pass  # whatever is not cached yet, now is
