@@ -4,6 +4,7 @@
 """
 
 import errno
+import json
 import logging
 import os
 import re
@@ -42,6 +43,10 @@ BUNDLE_PATH = "bundle"
 """Where the bundle lies among a run's artifacts."""
 
 
+LOOK_SECONDS = 5.0
+"""How long `Registry.state` waits for MLflow: it is asked every few seconds, so one that hangs must be noticed soon.
+All else may take the half minute that MLflow's own variables allow, since bundles are large."""
+_LOOK = "/api/2.0/mlflow/registered-models/get"
 _DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256
 _INCOMING = ".incoming-"
 _ABANDONED_S = 3600.0
@@ -142,13 +147,32 @@ class Registry:
             return None
 
     def state(self, model: str) -> State | None:
-        """Aliases and tags of `model`; None when it is not registered."""
+        """Aliases and tags of `model`; None when it is not registered. Raises TrackingUnavailable, after 5 s at most
+        where a server accepts the request and says nothing."""
         try:
             with translated(self.tracking_uri, f"Model {model}"):
+                if self.tracking_uri.startswith(("http://", "https://")):
+                    return self._look(model)
                 found = self.client.get_registered_model(model)
         except NotFound:
             return None
         return State({alias: str(v) for alias, v in found.aliases.items()}, dict(found.tags))
+
+    def _look(self, model: str) -> State:
+        """What `state` returns, by MLflow's REST API: its client has no time limit for one request, and its variables
+        are the whole process's. Credentials, certificates and errors are the client's."""
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+        credentials = get_default_host_creds(self.tracking_uri)  # type: ignore[no-untyped-call]
+        answer = http_request(  # type: ignore[no-untyped-call]
+            credentials, _LOOK, "GET", max_retries=0, timeout=LOOK_SECONDS, params={"name": model}
+        )
+        found = json.loads(verify_rest_response(answer, _LOOK).text)["registered_model"]
+        return State(
+            {entry["alias"]: str(entry["version"]) for entry in found.get("aliases", [])},
+            {entry["key"]: entry.get("value", "") for entry in found.get("tags", [])},
+        )
 
     def versions(self, model: str) -> list[Version]:
         """All versions of `model`, newest first, with their aliases."""

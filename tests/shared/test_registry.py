@@ -1,11 +1,17 @@
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import medloop.registry
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from medloop.bundle import read_bundle
 from medloop.errors import NotFound, TrackingUnavailable, UntrustedModel
-from medloop.registry import CHAMPION, TAG_DIGEST, Registry, fetch_bundle
-from medloop.testing import free_port, register_bundle, tiny_bundle
+from medloop.registry import CHAMPION, TAG_DIGEST, Registry, State, fetch_bundle
+from medloop.testing import free_port, live_server, register_bundle, tiny_bundle
 
 
 def test_a_registered_bundle_comes_back_whole(registry: Registry, tmp_path: Path) -> None:
@@ -72,6 +78,39 @@ def test_an_unreachable_mlflow_says_where_it_was_looked_for(monkeypatch: pytest.
     with pytest.raises(TrackingUnavailable, match=r"does not answer at http://127\.0\.0\.1") as caught:
         Registry(url).ping()
     assert "secret" not in str(caught.value)
+
+
+def test_an_mlflow_that_accepts_and_never_answers_is_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(medloop.registry, "LOOK_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        registry = Registry(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(TrackingUnavailable, match="does not answer"):
+            registry.state("tiny")
+    assert 0.3 <= time.monotonic() - started < 5  # the first use of MLflow imports it
+
+
+def test_aliases_and_tags_are_read_from_a_server_s_rest_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "mine")
+    asked: list[str] = []
+    app = FastAPI()
+
+    @app.get("/prefix/api/2.0/mlflow/registered-models/get")
+    def get(name: str, request: Request) -> JSONResponse:
+        asked.append(request.headers["authorization"])
+        if name == "missing":
+            return JSONResponse({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No such model"}, 404)
+        model: dict[str, Any] = {"name": name}  # as MLflow answers: what is empty is left out
+        if name == "full":
+            model |= {"aliases": [{"alias": CHAMPION, "version": "3"}], "tags": [{"key": "note", "value": "x"}]}
+        return JSONResponse({"registered_model": model})
+
+    with live_server(app) as address:
+        registry = Registry(f"{address}/prefix")
+        assert registry.state("full") == State({CHAMPION: "3"}, {"note": "x"})
+        assert registry.state("bare") == State({}, {})
+        assert registry.state("missing") is None
+    assert asked == ["Bearer mine"] * 3
 
 
 @pytest.mark.parametrize("digest", ["../objects", "", ".", "A" * 64])
