@@ -1,6 +1,7 @@
 """What this machine served last, on its own disk: where to start while MLflow is down, and which approvals are old."""
 
 import os
+import secrets
 from pathlib import Path
 
 from medloop.errors import UntrustedModel
@@ -26,11 +27,15 @@ class LastServed:
 
     def write(self, approval: Approval) -> None:
         """Replace the file, durably and in one step. Raises StorageFull or StorageUnavailable."""
-        temporary = self.path.with_suffix(f".{os.getpid()}")
+        # Not the process's number: in every container that shares this home it is 1.
+        temporary = self.path.with_suffix(f".{secrets.token_hex(8)}")
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with temporary.open("w") as file:
-                file.write(approval.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            try:
+                with temporary.open("x") as file:
+                    file.write(approval.model_dump_json())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)

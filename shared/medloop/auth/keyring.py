@@ -8,6 +8,7 @@ are back: a choice for availability, told in the log and as a problem of the ser
 import json
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,10 +107,10 @@ class KeyRing:
 
     def _write_file(self, keys: Sequence[ApiKey]) -> None:
         document = {"schema_version": 1, "keys": [key.model_dump(mode="json") for key in keys]}
-        temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
+        # Not the process's number: in every container that shares this home it is 1.
+        temporary = self.file.with_name(f"{self.file.name}.{secrets.token_hex(8)}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.unlink(missing_ok=True)
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
                 json.dump(document, out)
                 out.flush()
