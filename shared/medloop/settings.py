@@ -4,16 +4,20 @@ Nothing is read at import time. Defaults describe the embedded state on one mach
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from medloop.errors import InvalidRequest
 
 Given = TypeVar("Given")
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
 
 DEFAULT_PORTS = {"mlflow": 5000, "explainer": 5005, "evaluator": 5006, "inference": 8080, "dashboard": 8501}
 
@@ -90,7 +94,7 @@ class ServerSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int | None = None
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     body_seconds: float = Field(default=30.0, gt=0)
     max_connections: int = Field(default=800, gt=0)
@@ -107,7 +111,12 @@ def read_settings(read: Callable[[], Given]) -> Given:
         name = str(first["loc"][0]).upper() if first["loc"] else "The environment"
         if first["loc"] and not name.startswith(("MEDLOOP_", "MLFLOW_")):
             name = f"MEDLOOP_{name}"
-        raise InvalidRequest(f"{name} is not set as it must be: {first['msg']}.") from exc
+        raise InvalidRequest(f"{name} is not set as it must be: {said(first)}.") from exc
+
+
+def said(fault: Mapping[str, Any]) -> str:
+    """What one fault of pydantic's says, without the prefix that it puts before the sentences of our own checks."""
+    return str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
 
 
 def mask_url(url: str) -> str:

@@ -36,7 +36,8 @@ def test_a_masked_address_never_shows_the_password(password: str) -> None:
     ("variable", "value", "group", "said"),
     [
         ("MEDLOOP_PORT", "many", ServerSettings, "MEDLOOP_PORT is not set as it must be: "),
-        ("MEDLOOP_AUTH", "none", AuthSettings, "MEDLOOP_AUTH is not set as it must be: "),
+        ("MEDLOOP_AUTH", "none", AuthSettings, "MEDLOOP_AUTH is not set as it must be: choose "),
+        ("MEDLOOP_LOG_LEVEL", "LOUD", ServerSettings, "MEDLOOP_LOG_LEVEL is not set as it must be: .*'WARNING'"),
         ("MEDLOOP_AUTH", "oidc", AuthSettings, "MEDLOOP_OIDC_ISSUER"),
     ],
 )
@@ -46,3 +47,8 @@ def test_a_setting_that_cannot_be_is_named(
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidRequest, match=said):
         read_settings(group)
+
+
+def test_a_log_level_may_be_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLOOP_LOG_LEVEL", "warning")
+    assert ServerSettings().log_level == "WARNING"

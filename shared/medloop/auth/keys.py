@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from medloop.auth.principal import SCOPES, Principal
 from medloop.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
 from medloop.schemas import Person, now
+from medloop.settings import said
 from medloop.storage.records import Record, RecordStore, scan
 
 KIND = "api_keys"
@@ -105,7 +106,7 @@ class ApiKeys:
             )
         except ValidationError as exc:
             first = exc.errors()[0]
-            raise InvalidRequest(f"The key's {first['loc'][0]} cannot be: {first['msg']}.") from exc
+            raise InvalidRequest(f"The key's {first['loc'][0]} cannot be: {said(first)}.") from exc
         if not self.records.put_once(KIND, key.id, key.model_dump(mode="json")):
             raise Conflict("The new key's id is taken; try again.")
         return Issued(key, f"{PREFIX}{key.id}_{secret}")

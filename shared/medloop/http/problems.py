@@ -13,6 +13,7 @@ from starlette.types import Send
 from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unauthenticated
 from medloop.log import request_id
 from medloop.schemas import Problem
+from medloop.settings import said
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ async def _handle_ours(request: Request, error: Exception) -> Response:
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    found = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
+    found = [{"where": ".".join(map(str, e["loc"])), "what": said(e)} for e in error.errors()]
     first = f"{found[0]['where']}: {found[0]['what']}" if found else "the request does not fit the schema"
     document = problem(InvalidRequest(f"The request is not valid: {first}.", errors=found), request.url.path)
     return _respond(document.model_copy(update={"status": 422, "title": HTTPStatus(422).phrase}))
