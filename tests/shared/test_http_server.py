@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import APIRouter, Request
-from medloop.http import Readiness, create_app
+from medloop.auth import AuthSettings
+from medloop.http import App, Readiness, create_app
 from medloop.http.server import Server, run
 from medloop.settings import ServerSettings
 from medloop.testing import free_port
@@ -142,6 +143,32 @@ def test_settings_that_cannot_be_end_in_one_sentence(
     status = run("evaluator", Given, lambda _: pytest.fail("made an application"))
     assert status == 3
     assert capsys.readouterr().err.startswith("MEDLOOP_PORT is not set as it must be: ")
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "says"),
+    [("127.0.0.1", 11, "Port {port} of 127.0.0.1 is in use: "), ("192.0.2.1", 3, "Nothing can listen on port {port} ")],
+)
+def test_a_place_that_cannot_be_listened_on_ends_in_one_sentence(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str, status: int, says: str
+) -> None:
+    class Given:
+        def __init__(self) -> None:
+            self.server = ServerSettings()
+
+    def create(given: Given) -> App:
+        auth = AuthSettings(auth="proxy")
+        return create_app("test", given.server, routers=[], readiness=Readiness(), auth=auth)
+
+    monkeypatch.setattr("medloop.http.server.configure_logging", lambda *_: None)  # it is this process's own, too
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MEDLOOP_PORT", str(port))
+        monkeypatch.setenv("MEDLOOP_HOST", host)
+        assert run("evaluator", Given, create) == status
+    said = capsys.readouterr().err
+    assert said.startswith(says.format(port=port))
+    assert said.count("\n") == 1
 
 
 SCRIPT = """

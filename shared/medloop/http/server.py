@@ -5,8 +5,10 @@ to everybody once there are too many); what it lacks is added to its protocol he
 """
 
 import asyncio
+import errno
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from medloop.auth import check_exposure
-from medloop.errors import MedLoopError
+from medloop.errors import InvalidRequest, MedLoopError, PortInUse
 from medloop.http.app import App, Readiness
 from medloop.log import configure_logging
 from medloop.settings import DEFAULT_PORTS, ServerSettings, read_settings
@@ -62,12 +64,57 @@ def serve(app: App, service: str, settings: ServerSettings, port: int) -> None:
     configure_logging(service, settings.log_level)
     check_exposure(app.access.settings, settings.host)
     server = Server(app, settings, port)
+    sockets = _listen(server.config.host, server.config.port)  # before anything is loaded
     try:
-        server.run()
+        server.run(sockets)
     except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C ended it, after everything was closed
         return
     if not server.started:
         sys.exit(uvicorn.config.STARTUP_FAILURE)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`, bound and not yet listening; raises PortInUse and InvalidRequest."""
+    bound: list[socket.socket] = []
+    try:
+        fault: OSError | None = None
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+            try:
+                bound.append(_bind(family, address))
+            except OSError as exc:
+                if exc.errno == errno.EADDRINUSE:
+                    raise
+                fault = exc  # a name may stand for an address of IPv6 where there is none
+        if fault is not None and not bound:
+            raise fault
+    except OSError as exc:
+        for each in bound:
+            each.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"Port {port} of {host} is in use: stop what listens there, or set MEDLOOP_PORT to another."
+            ) from exc
+        raise InvalidRequest(
+            f"Nothing can listen on port {port} of {host} ({exc.strerror}): set MEDLOOP_HOST to an address of this "
+            "machine, and MEDLOOP_PORT to a port that this user may use."
+        ) from exc
+    logger.info("listening on %s, port %d", host, port)
+    return bound
+
+
+def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A port that only lingers from a closed connection is free.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 class Server(uvicorn.Server):
