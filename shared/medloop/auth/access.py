@@ -48,6 +48,11 @@ class Access:
         parts = {"api-keys": self.keys, "oidc": self.tokens}
         return {name: part.problem for name, part in parts.items() if part is not None and part.problem is not None}
 
+    @property
+    def unready_reason(self) -> str | None:
+        """Why nobody with an API key can be let in; None when somebody can, or when no keys are asked for."""
+        return self.keys.unready_reason if self.keys is not None else None
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         parts = [part for part in (self.keys, self.tokens) if part is not None]

@@ -51,15 +51,23 @@ class KeyRing:
             self._thread.join(timeout=5)
         self.records.close()
 
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no key can be checked, as long as none were ever read; not even an empty list of them."""
+        if self._keys is not None:
+            return None
+        return "API keys cannot be checked yet: the records do not answer"
+
     def check(self, text: str) -> ApiKey:
         """The key whose text this is.
 
         Raises Unauthenticated when there is none, StorageUnavailable when no keys could be read yet.
         """
-        if self._keys is None:
-            raise StorageUnavailable("API keys cannot be checked yet: the records do not answer. Try again soon.")
+        keys = self._keys
+        if keys is None:
+            raise StorageUnavailable(f"{self.unready_reason}. Try again soon.")
         parts = split(text)
-        key = self._keys.get(parts[0]) if parts else None
+        key = keys.get(parts[0]) if parts else None
         at = now()
         if parts is None or key is None or not key.opened_by(parts[1], at):
             raise Unauthenticated(_WRONG)
@@ -74,7 +82,10 @@ class KeyRing:
         except MedLoopError as exc:
             if self.problem is None:
                 logger.warning("API keys cannot be read anew: %s", exc.detail)
-            self.problem = f"API keys are as last read, and one revoked since still works: {exc.detail}"
+            known = (
+                "are as last read, and one revoked since still works" if self._keys is not None else "were never read"
+            )
+            self.problem = f"API keys {known}: {exc.detail}"
             return
         if self.problem is not None:
             logger.info("API keys are read again")

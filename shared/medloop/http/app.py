@@ -28,15 +28,19 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 class Readiness:
-    """The outcome of a service's last self-check; `/readyz` only reads it. Once the service drains, it stays false."""
+    """The outcome of a service's last self-check; `/readyz` only reads it. It is false, too, as long as `access` can
+    let nobody in; once the service drains, it stays false."""
 
     def __init__(self) -> None:
         self._reason: str | None = "starting"
+        self.access: Access | None = None
         self.draining = False
 
     @property
     def reason(self) -> str | None:
-        return "draining" if self.draining else self._reason
+        if self.draining:
+            return "draining"
+        return self._reason or (self.access.unready_reason if self.access is not None else None)
 
     @property
     def ready(self) -> bool:
@@ -111,6 +115,7 @@ def create_app(
     degraded = Gauge("medloop_access_degraded", "What access checks rest on that is out of reach", registry=metrics)
     degraded.set_function(lambda: len(access.problems))
     app.readiness = readiness
+    readiness.access = access
     app.access = access
     add_handlers(app)
     app.include_router(_operations(readiness, metrics))

@@ -223,3 +223,27 @@ def test_openapi_says_which_routes_need_credentials(home: Path) -> None:
     document = make_app().openapi()
     assert document["paths"]["/me"]["get"]["security"] == [{"bearer": []}]
     assert "security" not in document["paths"]["/livez"]["get"]
+
+
+async def test_a_service_that_never_read_its_keys_is_not_ready_until_it_has(
+    keys: ApiKeys, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.issue("clinic", ["predict"])
+    kept, blocked = home / "records.sqlite", home / "blocked"
+    blocked.write_text("a file where a folder should be")
+    monkeypatch.setenv("MEDLOOP_RECORDS_URL", f"sqlite:///{blocked / 'records.sqlite'}")
+    app = make_app()
+    app.readiness.passed()
+    async with asking(app) as client:
+        down = await client.get("/readyz")
+        blocked.unlink()
+        blocked.symlink_to(kept.parent, target_is_directory=True)
+        for _ in range(100):
+            if (up := await client.get("/readyz")).status_code == 200:
+                break
+            await asyncio.sleep(0.02)
+    assert (down.status_code, down.json()["reason"]) == (
+        503,
+        "API keys cannot be checked yet: the records do not answer",
+    )
+    assert up.status_code == 200
