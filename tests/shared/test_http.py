@@ -6,8 +6,9 @@ import httpx
 import pytest
 from fastapi import APIRouter, Request
 from medloop.auth import AuthSettings, check_exposure
-from medloop.errors import Forbidden, InvalidDataset, Issue, Overloaded, StorageFull
+from medloop.errors import Forbidden, InvalidDataset, Issue, NotFound, Overloaded, StorageFull, Unavailable
 from medloop.http import App, Direct, Readiness, create_app
+from medloop.http.problems import Teller
 from medloop.settings import ServerSettings
 from medloop.testing import asgi_client
 from pydantic import BaseModel
@@ -241,3 +242,16 @@ async def test_bodies_that_are_being_sent_share_a_bound() -> None:
         await asyncio.gather(*senders)
         assert app.guard.held_bytes == 0
         assert (await client.post("/length", content=b"y" * 90)).status_code != 429
+
+
+def test_a_fault_that_lasts_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    tell = Teller(60.0, clock=lambda: now)
+    for second in range(130):
+        now = float(second)
+        tell(StorageFull("The disk is full."))
+        tell(NotFound("Nothing here."))  # the caller's own
+        if second == 3:
+            tell(Unavailable("Nothing answers."))
+    told = [(vars(record)["code"], vars(record)["passed_over"]) for record in caplog.records]
+    assert told == [("storage-full", 0), ("unavailable", 0), ("storage-full", 59), ("storage-full", 59)]

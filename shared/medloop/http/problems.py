@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -18,6 +20,7 @@ from medloop.settings import said
 logger = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
+TOLD_SECONDS = 60.0
 
 
 def problem(error: MedLoopError, instance: str | None = None) -> Problem:
@@ -50,10 +53,27 @@ def headers_of(error: MedLoopError) -> dict[str, str]:
     return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
-def tell(error: MedLoopError) -> None:
-    """Put an error that is the service's own into its log."""
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.warning("request failed: %s", error.detail, extra={"code": error.code})
+class Teller:
+    """Puts errors that are the service's own into its log: of each code one line in `seconds`, however many requests
+    met it, with the number of those that were passed over since the line before."""
+
+    def __init__(self, seconds: float = TOLD_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._again_at: dict[str, float] = {}
+        self._passed_over: Counter[str] = Counter()
+
+    def __call__(self, error: MedLoopError) -> None:
+        if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return
+        if self._clock() < self._again_at.get(error.code, 0.0):
+            self._passed_over[error.code] += 1
+            return
+        self._again_at[error.code] = self._clock() + self._seconds
+        more = self._passed_over.pop(error.code, 0)
+        logger.warning("request failed: %s", error.detail, extra={"code": error.code, "passed_over": more})
+
+
+tell = Teller()
 
 
 def add_handlers(app: FastAPI) -> None:
