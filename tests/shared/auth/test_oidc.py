@@ -4,7 +4,7 @@ import hmac
 import json
 import threading
 import time
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -118,6 +118,12 @@ def signed_with_what_is_public(provider: Provider) -> str:
     return f"{head}.{body}.{urlsafe_b64encode(signature).decode().rstrip('=')}"
 
 
+def with_header(token: str, **more: Any) -> str:
+    head, rest = token.split(".", 1)
+    header = json.loads(urlsafe_b64decode(head + "==")) | more
+    return f"{urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip('=')}.{rest}"
+
+
 def spliced(token: str, other: str) -> str:
     head, _, signature = token.split(".")
     return f"{head}.{other.split('.')[1]}.{signature}"
@@ -143,6 +149,9 @@ BAD: dict[str, Callable[[Provider], str]] = {
     "empty parts": lambda _: "..",
     "no token": lambda _: "nothing",
     "a list for a header": lambda _: urlsafe_b64encode(b"[1]").decode() + ".e.e",
+    "critical is a number": lambda p: with_header(p.token(), crit=5),
+    "critical is nothing known": lambda p: with_header(p.token(), crit=["fly"]),
+    "type is a list": lambda p: with_header(p.token(), typ=[1], b64={}),
     "huge": lambda _: "a" * 100_000,
 }
 
