@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from medloop.errors import InvalidImage, UnsupportedImage
+from medloop.errors import ImageTooLarge, InvalidImage, UnsupportedImage
 
 ImageFormat = Literal["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"]
 
@@ -27,8 +27,10 @@ _SIGNATURES: Final[tuple[tuple[re.Pattern[bytes], ImageFormat], ...]] = (
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WEBP"),
 )
 
-# A real file has at most a few thousand parts; millions of empty ones would only cost time.
+# A real file has at most a few thousand parts; millions of empty ones would only cost time. A JPEG's tables cost more,
+# and even an extended colour profile takes no more than some hundred segments.
 _MAX_PARTS: Final = 65_536
+_MAX_SEGMENTS: Final = 1_000
 
 _PNG_PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
@@ -43,10 +45,10 @@ _JPEG_PIXEL_MARKERS: Final = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xE0)})
 # "JFIF" tells a decoder that the colours are YCbCr; version 1.1, no density, no thumbnail.
 _PLAIN_JFIF: Final = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _ADOBE_BYTES: Final = 12
-# Each scan of a progressive JPEG is a pass over the whole image (about a nanosecond a pixel), however few bytes it
-# takes. Encoders write about ten.
+# Each scan of a progressive JPEG is a pass over the whole image (about half a nanosecond a pixel), however few bytes it
+# takes. Encoders write about ten; an image as large as is allowed may have twenty.
 _MAX_SCANS: Final = 100
-_MAX_SCANNED_PIXELS: Final = 1_000_000_000
+FULL_SCANS: Final = 20
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn
 
 _GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER, _GIF_CONTROL = 0x2C, 0x21, 0x3B, 0xF9
@@ -77,23 +79,26 @@ def sniff(data: bytes) -> ImageFormat:
     raise UnsupportedImage("This is not an image that MedLoop reads: send JPEG, PNG, BMP, GIF, TIFF or WebP.")
 
 
-def jpeg_essentials(data: bytes) -> Essentials:
+def jpeg_essentials(data: bytes, max_pixels: int) -> Essentials:
     """A JPEG from its first SOI to its EOI without application data and comments, the scans untouched.
 
     Kept of the application segments are only those that decide about colours: JFIF (rewritten without thumbnail) and
     Adobe's APP14.
 
     Raises:
-        InvalidImage: a segment runs past the end, the end marker is missing, or there are more scans than any encoder
-            writes.
+        InvalidImage: a segment runs past the end, the end marker is missing, or there are more scans or segments than
+            any encoder writes.
+        ImageTooLarge: its scans together pass over more than `FULL_SCANS` images of `max_pixels`.
     """
     kept, orientation, scans, area = [b"\xff\xd8"], 1, 0, 0
     for marker, payload, scan in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             area = int.from_bytes(payload[1:3], "big") * int.from_bytes(payload[3:5], "big")
         scans += marker == _SOS
-        if scans > _MAX_SCANS or (scans > 1 and scans * area > _MAX_SCANNED_PIXELS):
-            raise InvalidImage(
+        if scans > _MAX_SCANS:
+            raise InvalidImage(f"This JPEG has more than {_MAX_SCANS} scans: save it anew as a plain JPEG.")
+        if scans * area > FULL_SCANS * max_pixels:
+            raise ImageTooLarge(
                 f"This JPEG has {scans} scans or more, too many for its size: save it anew as a plain JPEG."
             )
         if marker in _JPEG_PIXEL_MARKERS:
@@ -111,7 +116,7 @@ def jpeg_essentials(data: bytes) -> Essentials:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """(marker, payload, entropy-coded bytes that follow) of each segment between SOI and EOI."""
     match = _JPEG_MARKER.search(data, 2)
-    for _ in range(_MAX_PARTS):
+    for _ in range(_MAX_SEGMENTS):
         if match is None:
             raise _truncated("JPEG")
         marker, start = match[1][0], match.end()
@@ -124,7 +129,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         # What stands between other segments is garbage that decoders skip.
         scan = _JPEG_FILL.sub(b"\xff", data[end : match.start()]).rstrip(b"\xff") if match and marker == _SOS else b""
         yield marker, data[start + 2 : end], scan
-    raise _overfull("JPEG")
+    raise _overfull("JPEG", _MAX_SEGMENTS)
 
 
 def _jpeg_segment(marker: int, payload: bytes) -> bytes:
@@ -232,5 +237,5 @@ def _truncated(name: str) -> InvalidImage:
     return InvalidImage(f"This {name} is truncated: send the complete file.")
 
 
-def _overfull(name: str) -> InvalidImage:
-    return InvalidImage(f"This {name} consists of more than {_MAX_PARTS} parts: save it anew as a plain {name}.")
+def _overfull(name: str, parts: int = _MAX_PARTS) -> InvalidImage:
+    return InvalidImage(f"This {name} consists of more than {parts} parts: save it anew as a plain {name}.")

@@ -50,8 +50,8 @@ _COLOUR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMY
 _DEEP_MODES: Final = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
-# Bytes and pixels: run lengths of BMP are expanded in Python, at a few million a second.
-_MAX_RLE: Final = 4_000_000
+# Run lengths of BMP are expanded in Python: their bytes or pixels cost as much time as this many pixels of other files.
+_RLE_COST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
     """
     name = _sniff_within(data, limits)
     try:
-        with _open(_essentials(data, name).data, name, limits) as image:
+        with _open(_essentials(data, name, limits).data, name, limits) as image:
             return Header(image.width, image.height, name)
     except MedLoopError:
         raise
@@ -112,6 +112,8 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     grey, CMYK and YCbCr become RGB. Grey of 16 bits, and of 32 bits where every value fits in 16, stays uint16; colour
     of 16 bits a channel is reduced to its high byte (PIL has no such mode).
 
+    The time it takes follows `limits.max_pixels` too: what unpacks slowly for its size counts as larger than it is.
+
     Raises:
         InvalidImage: empty, truncated or damaged.
         UnsupportedImage: not a format, or a kind of pixels (floating point, CIELAB, beyond 16 bits), that we decode.
@@ -120,7 +122,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     name = _sniff_within(data, limits)
     # Whatever a decoder trips over is the file's fault, and decoders raise nearly every class of exception there is.
     try:
-        essentials = _essentials(data, name)
+        essentials = _essentials(data, name, limits)
         with _open(essentials.data, name, limits) as image:
             image.load()
             orientation = exif_orientation(image.info.get("exif", b"")) if name == "WEBP" else essentials.orientation
@@ -152,13 +154,15 @@ def _sniff_within(data: bytes, limits: Limits) -> ImageFormat:
     return sniff(data)
 
 
-def _essentials(data: bytes, name: ImageFormat) -> Essentials:
+def _essentials(data: bytes, name: ImageFormat, limits: Limits) -> Essentials:
     if name == "JPEG":
-        return jpeg_essentials(data)
+        return jpeg_essentials(data, limits.max_pixels)
     if name == "PNG":
         return png_essentials(data)
     # PIL itself turns TIFF pages upright; WebP's orientation is read where its container is parsed.
-    return Essentials(gif_essentials(data) if name == "GIF" else tiff_essentials(data) if name == "TIFF" else data, 1)
+    if name == "TIFF":
+        return Essentials(tiff_essentials(data, limits.max_pixels), 1)
+    return Essentials(gif_essentials(data) if name == "GIF" else data, 1)
 
 
 def _open(data: bytes, name: ImageFormat, limits: Limits) -> ImageFile:
@@ -166,8 +170,9 @@ def _open(data: bytes, name: ImageFormat, limits: Limits) -> ImageFile:
         _check_size(*webp_size(data), name, limits)
     image = _READERS[name](BytesIO(data))
     _check_size(*image.size, name, limits)
-    if image.tile and image.tile[0][0] == "bmp_rle" and max(len(data), image.width * image.height) > _MAX_RLE:
-        raise UnsupportedImage("This BMP is run-length encoded and too large to be read so: save it as PNG.")
+    cost = _RLE_COST * max(len(data), image.width * image.height)
+    if image.tile and image.tile[0][0] == "bmp_rle" and cost > limits.max_pixels:
+        raise ImageTooLarge("This BMP is run-length encoded and too large to be read so: save it as PNG.")
     return image
 
 

@@ -49,7 +49,7 @@ def strip_metadata(data: bytes, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """
     name = sniff(data)
     if name in ("JPEG", "PNG"):
-        essentials = jpeg_essentials(data) if name == "JPEG" else png_essentials(data)
+        essentials = jpeg_essentials(data, limits.max_pixels) if name == "JPEG" else png_essentials(data)
         if essentials.orientation == 1:
             return essentials.data
     return encode_png_canonical(decode(data, limits).pixels)

@@ -28,7 +28,8 @@ _EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 _HARMLESS = {
     "more pixels than promised", "interlaced", "profile that unpacks", "text that unpacks", "restarts", "fill bytes",
     "fill bytes without a marker", "comment in pieces", "frames of a GIF", "tags that claim the file",
-    "a page that follows itself", "frames of a WebP", "chunks of a WebP",
+    "a page that follows itself", "a strip longer than the image",
+    "a tile larger than the image, said second", "frames of a WebP", "chunks of a WebP",
 }  # fmt: skip
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -63,6 +64,12 @@ def tiff_tags(
     ]  # fmt: skip
 
 
+def tiled(width: int, height: int, tile: int) -> list[tuple[int, int, int, int]]:
+    """Of one deflated tile, at offset 8."""
+    return [*tiff_tags(width, height, 8)[:5], (277, 3, 1, 1), (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, 1, 8),
+            (325, 4, 1, 20_000)]  # fmt: skip
+
+
 def webp_canvas(width: int, height: int, flags: int, rest: bytes) -> bytes:
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"VP8X" + struct.pack("<I", 10) + bytes([flags, 0, 0, 0]) + sides + rest
@@ -88,6 +95,7 @@ def bombs(save: Saver, slow_jpeg: Callable[[int, int, int], bytes]) -> dict[str,
         "interlaced": png(1_500, 1_500, deflated, colour=6, interlaced=1),
         "profile that unpacks": png(9, 9, zlib.compress(bytes(90)), before=chunk(b"iCCP", b"x\0\0" + deflated)),
         "text that unpacks": png(9, 9, zlib.compress(bytes(90)), before=chunk(b"iTXt", b"x\0\1\0\0\0" + deflated) * 9),
+        "tables": grey[:2] + (b"\xff\xdb\x00\x43\x00" + bytes([1] * 64)) * 50_000 + grey[2:],
         "no pixels at all": png(2_000, 2_000, b""),
         "scans": slow_jpeg(2_000, 2_000, 20_000),
         "scans of a large image": slow_jpeg(6_000, 6_000, 60),
@@ -106,6 +114,12 @@ def bombs(save: Saver, slow_jpeg: Callable[[int, int, int], bytes]) -> dict[str,
         ),
         "tiles of a pixel": tiff(
             [*tiff_tags(300, 200)[:5], (322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 60_000, 8), (325, 4, 60_000, 8)], pieces
+        ),
+        "a tile larger than the image": tiff(tiled(16, 16, 40_000), deflated),
+        "a tile larger than the image, said second": tiff([*tiled(16, 16, 16), *tiled(16, 16, 40_000)], deflated),
+        "tiles behind strips": tiff([*tiff_tags(16, 16, 8), *tiled(16, 16, 40_000)[6:8]], deflated),
+        "a strip longer than the image": tiff(
+            [*tiff_tags(16, 16, 8, len(deflated))[:7], (278, 4, 1, 2**31 - 1), (279, 4, 1, len(deflated))], deflated
         ),
         "TIFF with too many scans": tiff(tiff_tags(1_000, 1_000, 7, len(scans)), scans),
         "runs": bmp_rle(4_000, 4_000, b"\1\5" * 3_000_000),
@@ -216,3 +230,18 @@ def test_bombs_cost_little(save: Saver, make_slow_jpeg: Callable[[int, int, int]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300 * 1024  # KiB; the interlaced one alone takes 20 MiB
     assert {name for name, outcome in outcomes.items() if outcome == "pixels"} == _HARMLESS
+
+
+def test_the_time_it_takes_follows_the_limits(save: Saver, make_slow_jpeg: Callable[[int, int, int], bytes]) -> None:
+    """What unpacks slowly is too large where only small images are read, though it has few pixels."""
+    scans, small = make_slow_jpeg(500, 500, 30), Limits(max_pixels=300_000)
+    slow = {
+        "runs": bmp_rle(200, 200, (b"\1\5" * 200 + b"\0\0") * 200 + b"\0\1"),
+        "scans": scans,
+        "TIFF of scans": tiff(tiff_tags(500, 500, 7, len(scans)), scans),
+        "TIFF of scans, one strip": tiff(tiff_tags(500, 500, 7, 0), scans),
+        "padding": tiff(tiled(16, 16, 1_024), zlib.compress(bytes(2**20)) + bytes(20_000)),
+    }
+    refused = {name for name, data in slow.items() if decodes_or_refuses(data, small) == "ImageTooLarge"}
+    assert refused == slow.keys()
+    assert [decodes_or_refuses(slow[name], Limits()) for name in ("runs", "scans", "padding")] == ["pixels"] * 3
