@@ -157,13 +157,35 @@ def test_damage_is_kept_aside_and_costs_no_other_segment(tmp_path: Path, caplog:
     following = Spool(tmp_path)
     assert drained(following) == [each for i, each in enumerate(payloads(9)) if i != 4]
     assert (following.damaged, following.waiting) == (1, 0)
-    assert middle.with_suffix(".damaged").read_bytes() == bytes(spoilt)
+    (aside,) = tmp_path.rglob("*.damaged")
+    assert aside.read_bytes() == bytes(spoilt)
     assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
     following.close()
     assert drained(Spool(tmp_path)) == []
 
 
-def test_beyond_its_bound_it_drops_and_counts_until_there_is_room(tmp_path: Path) -> None:
+def test_damage_of_several_processes_is_kept_side_by_side_until_the_bound(tmp_path: Path) -> None:
+    found: list[bytes] = []
+    removed = 0
+    for number in range(4):  # each begins to count at 1
+        spool = Spool(tmp_path)
+        spool.append([b"%d" % number * 100])
+        spool.close()
+        (segment,) = segments(tmp_path)
+        found.append(segment.read_bytes()[:-1] + b"?")
+        segment.write_bytes(found[-1])
+        following = Spool(tmp_path, damaged_bytes=3 * len(found[0]))
+        assert drained(following) == []
+        removed += following.removed
+        following.close()
+    kept = sorted(tmp_path.rglob("*.damaged"))
+    assert [path.read_bytes() for path in kept] == found[1:]
+    assert removed == 1
+
+
+def test_beyond_its_bound_it_drops_and_counts_until_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spool = Spool(tmp_path, max_bytes=500)
     kept = [spool.append([payload]) for payload in payloads(10)]
     assert kept == [True] * 8 + [False] * 2  # 62 bytes each
@@ -176,7 +198,13 @@ def test_beyond_its_bound_it_drops_and_counts_until_there_is_room(tmp_path: Path
     assert spool.append([b"again"])
     assert spool.dropped == 11
     assert told(spool) is None
-    assert drained(spool) == [b"again"]
+    assert [each.message for each in caplog.records if "lost" in each.message] == [
+        "spool: keeps predictions again; lost for good meanwhile: 11"
+    ]
+    assert spool.append([b"and again"])
+    assert spool.size == len(join_frames([b"again", b"and again"]))
+    assert drained(spool) == [b"again", b"and again"]
+    assert spool.size == 0
     spool.close()
 
 
@@ -229,7 +257,7 @@ def test_a_file_that_the_kernel_does_not_let_grow(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_told_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "spool"
     root.write_text("a file in the way")
     spool = Spool(root)
@@ -239,6 +267,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_tried_again(tmp_path: Path) ->
     assert told(spool) is not None
     root.unlink()
     assert spool.append([b"kept"])
+    assert "lost for good meanwhile: 1" in caplog.text
     assert spool.dropped == 1
     assert told(spool) is None
     assert drained(spool) == [b"kept"]

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medloop.schemas import new_id
+
 from medloop_inference.claim import claim_folder, hold
 from medloop_inference.frames import join_frames, parse_frames
 
@@ -27,6 +29,8 @@ SEGMENT_BYTES = 4 * 2**20
 """A segment that has grown to this is closed: what one takes at a time, a few thousand predictions without images."""
 _REFUSED_BYTES = 16 * 2**20
 """What is refused is kept for people to look at, up to this."""
+_DAMAGED_BYTES = 64 * 2**20
+"""What cannot be read is kept for people to look at, up to this for all processes together."""
 _SEGMENT = "[0-9]" * 16 + ".frames"
 
 
@@ -55,8 +59,8 @@ class Spool:
 
     Nothing here raises for what the disk does: what cannot be kept is dropped and counted, and tried anew with the
     next. `problem` says why, until something was kept again; `dropped`, `torn` (frames that a kill cut off) and
-    `damaged` (segments of which a part cannot be read, kept aside as `*.damaged`) count since the start. `write` is
-    `os.write` or, in tests, something that fails like a full disk.
+    `damaged` (segments of which a part cannot be read, kept aside as `*.damaged`, the oldest of which go: `removed`)
+    count since the start. `write` is `os.write` or, in tests, something that fails like a full disk.
     """
 
     def __init__(
@@ -65,9 +69,11 @@ class Spool:
         max_bytes: int = MAX_BYTES,
         *,
         segment_bytes: int = SEGMENT_BYTES,
+        damaged_bytes: int = _DAMAGED_BYTES,
         write: Callable[[int, memoryview], int] = os.write,
     ) -> None:
         self._root, self._max_bytes, self._segment_bytes, self._write = root, max_bytes, segment_bytes, write
+        self._damaged_bytes = damaged_bytes
         self._lock = threading.Lock()
         self._folder: Path | None = None
         self._folder_lock = -1
@@ -78,13 +84,19 @@ class Spool:
         self._number = 0
         self._closed = False
         self.problem: str | None = None
-        self.dropped = self.torn = self.damaged = self.refused = 0
+        self.dropped = self.torn = self.damaged = self.removed = self.refused = 0
+        self._told = 0  # of those dropped
 
     @property
     def waiting(self) -> int:
         """How many payloads lie here, those of segments that were taken and not yet discarded among them."""
         with self._lock:
             return sum(stored.frames or 0 for stored in self._all())
+
+    @property
+    def size(self) -> int:
+        """How many bytes lie here, of at most the bound."""
+        return self._bytes
 
     def append(self, payloads: Sequence[bytes]) -> bool:
         """Keep the payloads, all or none, with one write; False when they were dropped."""
@@ -93,8 +105,11 @@ class Spool:
             problem = self._append(data, len(payloads))
             if problem is not None:
                 self.dropped += len(payloads)
-            if (problem is None) != (self.problem is None):
-                logger.warning("spool: %s", problem or "keeps predictions again")
+                if self.problem is None:
+                    logger.warning("spool: %s", problem)
+            elif lost := self.dropped - self._told:
+                self._told = self.dropped
+                logger.error("spool: keeps predictions again; lost for good meanwhile: %d", lost)
             self.problem = problem
         return problem is None
 
@@ -135,11 +150,26 @@ class Spool:
                     path.unlink(missing_ok=True)
                     return
                 self.damaged += 1
-                logger.error("spool: a part of %s cannot be read; it is kept as %s.damaged", path.name, path.stem)
-                path.rename(path.with_suffix(".damaged"))
+                # Segments are counted anew by each process, so a name of its own is needed; these sort by age.
+                aside = path.with_name(f"{new_id()}.damaged")
+                logger.error("spool: a part of %s cannot be read; it is kept as %s", path.name, aside.name)
+                path.rename(aside)
+                self._bound_damaged()
             except OSError as exc:
                 # The next process delivers it again, which changes nothing.
                 logger.warning("spool: a segment that was delivered cannot be removed: %s", exc.strerror)
+
+    def _bound_damaged(self) -> None:
+        kept = sorted(self._root.glob("[0-9]*/*.damaged"), key=lambda path: path.name)
+        sizes = [path.stat().st_size for path in kept]
+        over = sum(sizes) - self._damaged_bytes
+        for path, size in zip(kept, sizes, strict=True):
+            if over <= 0:
+                return
+            path.unlink(missing_ok=True)
+            self.removed += 1
+            over -= size
+            logger.error("spool: %s, which could not be read, gives way to newer ones", path.name)
 
     def refuse(self, payload: bytes) -> None:
         """Keep a payload that will never be delivered aside in the file `refused`, and count it."""
