@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +51,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256
 _INCOMING = ".incoming-"
 _ABANDONED_S = 3600.0
 """A download this old belongs to a process that was killed."""
+UNUSED_S = 7 * 24 * 3600.0
+NEWEST_BUNDLES = 5
+"""How many bundles stay however long nobody used them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +241,10 @@ def _raise_if_full(error: "MlflowException") -> None:
 
 
 class BundleCache:
-    """Bundles under `folder`, each in a folder named by its digest; several processes may share it."""
+    """Bundles under `folder`, each in a folder named by its digest; several processes may share it.
+
+    A bundle's folder has the time of its last use, by whichever process, so that `evict` can tell which nobody needs.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -250,6 +256,7 @@ class BundleCache:
             if not folder.is_dir():
                 return None
             try:
+                self.touch([digest])
                 bundle = read_bundle(folder)
                 if bundle.digest == digest:
                     return bundle
@@ -285,7 +292,33 @@ class BundleCache:
                 if (kept := self.find(digest)) is not None:
                     return kept
                 bundle.folder.rename(target)
+            self.touch([digest])
             return replace(bundle, folder=target)
+
+    def touch(self, digests: Iterable[str]) -> None:
+        """Note that the bundles with these digests are in use now; whoever holds one for days says so each day."""
+        for digest in digests:
+            try:
+                os.utime(self._folder / _checked(digest))
+            except OSError as exc:  # gone, or a disk that only reads: then nobody can evict it either
+                logger.debug("the use of bundle %s cannot be noted: %s", digest[:12], exc.strerror)
+
+    def evict(self) -> None:
+        """Remove bundles that no process has used for a week, but for the five used last; one that is asked for later
+        is downloaded again. Raises StorageUnavailable."""
+        if not self._folder.is_dir():
+            return
+        with disk_errors(self._folder):
+            found = [path for path in self._folder.iterdir() if _DIGEST.fullmatch(path.name)]
+            used = {path: path.stat().st_mtime for path in found}
+            newest_first = sorted(found, key=lambda path: used[path], reverse=True)
+            old = [path for path in newest_first[NEWEST_BUNDLES:] if used[path] < time.time() - UNUSED_S]
+            if not old:
+                return
+            with self._scratch() as scratch:
+                for path in old:
+                    path.rename(scratch / path.name)  # at once: nobody finds half a bundle
+                    logger.info("bundle %s was not used for long and is removed from this disk", path.name[:12])
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from medloop.bundle import GOLDEN, MODEL, Bundle, Golden, write_card
-from medloop.registry import CHAMPION, TAG_APPROVAL, Registry
+from medloop.registry import CHAMPION, NEWEST_BUNDLES, TAG_APPROVAL, UNUSED_S, Registry
 from medloop.schemas import Approval
 from medloop.settings import HomeSettings
 from medloop.testing import FolderRegistry, tiny_bundle, tiny_probabilities
-from medloop_inference.champion import RECHECK_SECONDS, Served, Watcher
+from medloop_inference.champion import RECHECK_SECONDS, TOUCH_SECONDS, Served, Watcher
 from medloop_inference.loading import Wanted
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -178,6 +179,22 @@ def test_at_most_two_networks_are_kept_and_a_third_makes_room_before_it_is_loade
     watcher.poll_once()
     assert (answered_by(watcher), previous(watcher)) == ("1", "2")
     assert shelf.asked == ["state"]
+
+
+def test_bundles_in_memory_stay_on_this_disk_while_unused_ones_go(
+    watcher: Watcher, desk: Desk, first: Bundle, second: Bundle, clock: Any
+) -> None:
+    serve(watcher, desk, first, second)
+    folder, held = HomeSettings().bundles_dir, {first.digest, second.digest}
+    others = [f"{number:064x}" for number in range(2 * NEWEST_BUNDLES)]
+    for other in others:
+        (folder / other).mkdir()
+    for age, name in enumerate([*others, *held]):
+        used = time.time() - UNUSED_S - 60 * (age + 1)
+        os.utime(folder / name, (used, used))
+    clock.now += TOUCH_SECONDS
+    watcher.poll_once()
+    assert {path.name for path in folder.iterdir()} == {*held, *others[: NEWEST_BUNDLES - 2]}
 
 
 def test_whoever_asks_during_swaps_gets_the_answer_of_the_version_that_is_named(

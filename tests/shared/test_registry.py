@@ -1,3 +1,5 @@
+import os
+import shutil
 import socket
 import time
 from dataclasses import replace
@@ -10,7 +12,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from medloop.bundle import read_bundle
 from medloop.errors import NotFound, TrackingUnavailable, UntrustedModel
-from medloop.registry import CHAMPION, TAG_DIGEST, Registry, State, fetch_bundle
+from medloop.registry import (
+    CHAMPION,
+    NEWEST_BUNDLES,
+    TAG_DIGEST,
+    UNUSED_S,
+    BundleCache,
+    Registry,
+    State,
+    fetch_bundle,
+)
 from medloop.testing import free_port, live_server, register_bundle, tiny_bundle
 
 
@@ -36,6 +47,30 @@ def test_a_fetched_bundle_is_kept_and_verified_each_time(registry: Registry, tmp
     (kept.folder / "model.onnx").write_bytes(b"damaged")
     assert (fetch_bundle(registry, version, tmp_path / "kept").folder / "model.onnx").read_bytes() == good
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [bundle.digest]
+
+
+def test_bundles_that_nobody_used_for_a_week_go_but_for_the_newest(registry: Registry, tmp_path: Path) -> None:
+    cache = BundleCache(tmp_path / "kept")
+    bundles = [tiny_bundle(tmp_path / str(number), bias=number) for number in range(NEWEST_BUNDLES + 4)]
+    digests = [bundle.digest for bundle in bundles]
+    for age, bundle in enumerate(bundles):  # the first was used last
+        used = time.time() - UNUSED_S - 60 * age
+        os.utime(shutil.copytree(bundle.folder, tmp_path / "kept" / bundle.digest), (used, used))
+    (tmp_path / "kept" / "notes").mkdir()
+    os.utime(tmp_path / "kept" / "notes", (0, 0))
+    assert cache.find(digests[-1]) is not None  # used now
+    cache.touch([digests[-2], "0" * 64])
+    cache.evict()
+    stay = {*digests[: NEWEST_BUNDLES - 2], *digests[-2:]}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {*stay, "notes"}
+    assert all(cache.find(digest) is not None for digest in stay)
+    assert cache.find(digests[-3]) is None
+    recent = time.time() - UNUSED_S + 60
+    shutil.copytree(bundles[-3].folder, tmp_path / "kept" / digests[-3])
+    for path in (tmp_path / "kept").iterdir():
+        os.utime(path, (recent, recent))
+    cache.evict()
+    assert len(list((tmp_path / "kept").iterdir())) == NEWEST_BUNDLES + 2
 
 
 def test_another_bundle_than_the_registered_one_is_not_fetched(registry: Registry, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 RECHECK_SECONDS = 60.0
 """A refused champion is looked at again after this time, or as soon as its alias, its approval or our keys change: a
 download is too dear for every poll, and an artifact store may have been repaired."""
+TOUCH_SECONDS = 3600.0
+"""Between two notes on this disk that the bundles in memory are in use."""
 _REMEMBERED_REFUSALS = 10
 _REFERENCE = Wanted()
 
@@ -98,6 +100,7 @@ class Watcher:
         self._examined: tuple[object, ...] = ()
         self._examine_again = 0.0
         self._open_again = 0.0
+        self._touch_again = 0.0
 
     @property
     def current(self) -> Served | None:
@@ -171,6 +174,7 @@ class Watcher:
                 self._degrade("tracking", None)
                 self._follow(state)
             self._open_anew()
+            self._note_use()
             self._report(self.unready_reason)
 
     def _restore(self) -> None:
@@ -276,6 +280,17 @@ class Watcher:
         self._swap(served)
         if served.doubt is not None:
             self._open_again = math.inf  # it was checked, and failed here all the same
+
+    def _note_use(self) -> None:
+        """Keep the bundles in memory on this disk, too, while others that nobody uses go from it."""
+        if self._clock() < self._touch_again:
+            return
+        self._touch_again = self._clock() + TOUCH_SECONDS
+        self._bundles.touch(held.bundle.digest for held in self._held if held)
+        try:
+            self._bundles.evict()
+        except MedLoopError as exc:
+            logger.warning("bundles that nobody uses cannot be removed: %s", exc.detail)
 
     def _fetch(self, version: str, digest: str) -> Bundle:
         return self._bundles.fetch(self._registry, self._registry.version(self.model, version), digest)
