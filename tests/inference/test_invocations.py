@@ -14,6 +14,7 @@ from medloop.schemas import Prediction
 from medloop.testing import asgi_client, tiny_probabilities
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
+from medloop_inference.foreign import MAX_JSON
 
 from .speaking import speaking
 
@@ -100,7 +101,9 @@ async def test_every_form_of_mlflows_json_gives_the_same_answers(serving: httpx.
         ({"inputs": 7}, "at least one image"),
         ({"inputs": ["no base64"]}, "Image 0 is not base64"),
         ({"inputs": [DARK, 7]}, "whole numbers"),
-        ({"inputs": [[1], [1, 2]]}, "same length"),
+        ({"inputs": [[1], [1, 2]]}, "nested as ['N', 16, 16, 1]"),
+        ({"inputs": [[[[True]] * 16] * 16]}, "from 0 to 255"),
+        ({"inputs": [0] * 257}, "1 to 256 images"),
         ({"inputs": [DARK] * 257}, "1 to 256 images"),
         ({"instances": {"image": DARK}}, "at least one image"),
         ({"instances": [{"image": DARK, "age": 7}]}, "whole numbers"),
@@ -126,3 +129,10 @@ async def test_other_types_in_and_out_are_refused(serving: httpx.AsyncClient) ->
     assert (refused.status_code, refused.json()["code"]) == (415, "unsupported-image")
     refused = await serving.post("/invocations", json={"inputs": [DARK]}, headers={"accept": "text/csv"})
     assert refused.status_code == 406
+
+
+async def test_json_beyond_the_limit_is_told_of_the_ways_without(serving: httpx.AsyncClient) -> None:
+    body = b'{"inputs": [' + b" " * MAX_JSON + b"]}"
+    refused = await serving.post("/invocations", content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, refused.json()["code"]) == (413, "body-too-large")
+    assert "/v1/predict/stream" in refused.json()["message"]

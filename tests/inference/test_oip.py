@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import struct
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,7 +22,9 @@ from medloop.http import App
 from medloop.testing import asgi_client, live_server, tiny_probabilities
 from medloop.vision.encode import encode_png
 from medloop.vision.prepare import PreparationSpec
+from medloop_inference import oip
 from medloop_inference.answer import Answer
+from medloop_inference.foreign import MAX_JSON, MAX_LISTS
 from medloop_inference.tensors import MAX_INFLATED, OUTPUTS, inflate, read_elements, read_request, write_elements
 
 from .speaking import Service, speaking
@@ -236,13 +239,15 @@ def behind(size: Any, **changes: Any) -> dict[str, Any]:
         ),
         ({"inputs": [FILE]}, b"", "Image 0, counted from 0"),
         ({"inputs": [FILE], "parameters": {"timeout": -1}}, b"", "parameters.timeout"),
+        ({"inputs": [FILE], "parameters": {"frame": 2**31}}, b"", "parameters.frame"),
         ({"inputs": [FILE]}, b"xyz", "3 bytes follow"),
-        ({"inputs": [{**PIXELS, "data": [0] * 255}]}, b"", "not ['N', 16, 16, 1]"),
+        ({"inputs": [{**PIXELS, "data": [0] * 255}]}, b"", "nested as ['N', 16, 16, 1]"),
         ({"inputs": [{**PIXELS, "data": [300] * 256}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "data": [-1] * 256}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "data": [0.5] * 256}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "data": [10**30] * 256}]}, b"", "from 0 to 255"),
-        ({"inputs": [{**PIXELS, "data": [[1], [2, 3]]}]}, b"", "same length"),
+        ({"inputs": [{**PIXELS, "data": [[1], [2, 3]]}]}, b"", "nested as ['N', 16, 16, 1]"),
+        ({"inputs": [{**PIXELS, "data": [True] * 256}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "data": ["a"] * 256}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "data": []}]}, b"", "from 0 to 255"),
         ({"inputs": [{**PIXELS, "shape": [1, 8, 8, 1], "data": [0] * 64}]}, b"", "not an input of this model"),
@@ -285,9 +290,12 @@ async def test_what_a_client_gets_wrong_is_told_as_400(
         (b"{}", {"Content-Encoding": "gzip"}, 400),
         (gzip.compress(b"{}")[:-4], {"Content-Encoding": "gzip"}, 400),
         (zlib.compress(bytes(MAX_INFLATED + 1), 9), {"Content-Encoding": "deflate"}, 413),
+        (zlib.compress(bytes(MAX_JSON + 1), 9), {"Content-Encoding": "deflate"}, 413),
+        (b" " * MAX_JSON + b"{}", {"Inference-Header-Content-Length": str(MAX_JSON + 2)}, 413),
+        (b'{"inputs":[' + b"[]," * MAX_LISTS + b"[]]}", {}, 413),
         (b"{}", {"X-Request-Timeout-Ms": "soon"}, 400),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 async def test_bodies_that_are_no_requests(
     serving: httpx.AsyncClient, body: bytes, headers: dict[str, str], status: int
@@ -297,6 +305,29 @@ async def test_bodies_that_are_no_requests(
     assert response.status_code == status
     assert response.json()["error"]
     assert time.monotonic() - started < 2
+
+
+async def test_nothing_is_unpacked_for_who_would_be_refused_anyway(
+    serving: httpx.AsyncClient, service: Service
+) -> None:
+    service.predictor.admission.images = 10**6
+    refused = await serving.post(URL, content=b"not packed", headers={"Content-Encoding": "gzip"})
+    assert refused.status_code == 429
+
+
+async def test_even_the_smallest_packed_body_is_unpacked_beside_the_event_loop(
+    serving: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def watched(*args: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return inflate(*args)
+
+    monkeypatch.setattr(oip, "inflate", watched)
+    await serving.post(URL, content=b"")
+    await serving.post(URL, content=gzip.compress(b""), headers={"Content-Encoding": "gzip"})
+    assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
 def test_elements_survive_the_way_there_and_back() -> None:

@@ -20,9 +20,11 @@ from pydantic_core import from_json
 
 from medloop_inference.foreign import (
     BINARY,
+    JSON_LIMIT,
     Service,
     all_answered,
     check_count,
+    check_json,
     check_ready,
     from_base64,
     inline_schema,
@@ -82,6 +84,7 @@ async def ping(request: Request) -> dict[str, str]:
     openapi_extra={
         "requestBody": {
             "required": True,
+            "description": JSON_LIMIT,
             "content": {_JSON: {"schema": inline_schema(Invocation)}, **dict.fromkeys(_IMAGE_TYPES, BINARY)},
         }
     },
@@ -89,11 +92,13 @@ async def ping(request: Request) -> dict[str, str]:
 async def invocations(request: Request, parts: Service) -> Response:
     _check_accept(request.headers.get("accept", "*/*"))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    spec = parts.watcher.served().bundle.card.preparation
-    body = await read_body(request)
     options = options_of(request)
+    parts.watcher.served()
+    parts.predictor.admission.check()  # before the body is read: refusing must cost little
+    body = await read_body(request)
     if content_type == _JSON:
-        images = await parsed(lambda: read_images(body, spec), len(body))
+        served = parts.watcher.served()
+        images = await parsed(lambda: read_images(body, served.bundle.card.preparation), len(body))
         if isinstance(images, list):
             answers = all_answered(await parts.predictor.predict_many(images, options))
         else:
@@ -113,6 +118,7 @@ def _check_accept(accept: str) -> None:
 
 def read_images(body: bytes, spec: PreparationSpec) -> list[bytes] | Pixels:
     """The images of an MLflow document: files, or prepared pixels uint8 [N, S, S, C]; raises InvalidRequest."""
+    check_json(body)
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as exc:
@@ -124,9 +130,8 @@ def read_images(body: bytes, spec: PreparationSpec) -> list[bytes] | Pixels:
     values = _READ[name](value)
     if not isinstance(values, list) or not values:
         raise InvalidRequest(f"{name} must hold at least one image.")
-    texts = [_text(item) for item in values]
+    texts = [_text(item) for item in check_count(values)]
     if all(text is not None for text in texts):
-        check_count(values)
         return [from_base64(text, f"Image {index}") for index, text in enumerate(texts) if text is not None]
     return pixels_of(values, spec)
 

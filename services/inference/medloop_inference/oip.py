@@ -19,6 +19,8 @@ from medloop_inference.answer import Options
 from medloop_inference.champion import Served
 from medloop_inference.foreign import (
     BINARY,
+    JSON_LIMIT,
+    MAX_JSON,
     Parts,
     Service,
     all_answered,
@@ -31,7 +33,9 @@ from medloop_inference.foreign import (
 )
 from medloop_inference.tensors import (
     INPUT,
+    MAX_INFLATED,
     OUTPUTS,
+    Asked,
     InferRequest,
     InferResponse,
     inflate,
@@ -91,6 +95,7 @@ _INFER: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
+            "description": JSON_LIMIT,
             "content": {
                 "application/json": {"schema": inline_schema(InferRequest)},
                 "application/octet-stream": BINARY,
@@ -151,16 +156,24 @@ async def infer(
     header_length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
     encoding: Annotated[str | None, Header(alias="Content-Encoding")] = None,
 ) -> Response:
-    spec = _find(parts, name, version).bundle.card.preparation
+    _find(parts, name, version)
+    parts.predictor.admission.check()  # refusing must cost little: before the body is read, and before it is unpacked
     body = await read_body(request)
-    asked = await parsed(lambda: read_request(inflate(body, encoding), header_length, spec), len(body))
-    _find(parts, name, version)  # it may have changed while the body came in
+    parts.predictor.admission.check()
+    served = _find(parts, name, version)  # it may have changed while the body came in
+    limit = MAX_JSON if header_length is None else MAX_INFLATED
+
+    def understand() -> Asked:
+        return read_request(inflate(body, encoding, limit), header_length, served.bundle.card.preparation)
+
+    asked = await parsed(understand, len(body), packed=encoding is not None)
     options = _within(options_of(request, frame=asked.request.parameters.frame), asked.request.parameters.timeout)
     if isinstance(asked.images, list):
         outcomes = await parts.predictor.predict_many(asked.images, options)
     else:
         outcomes = await parts.predictor.predict_pixels(asked.images, options)
-    encoded = write_response(asked.request, all_answered(outcomes))
+    answers = all_answered(outcomes)
+    encoded = write_response(asked.request, answers)
     if encoded.json_length is None:
         return Response(encoded.body, media_type="application/json")
     return Response(encoded.body, 200, {HEADER_LENGTH: str(encoded.json_length)}, "application/octet-stream")
