@@ -32,6 +32,9 @@ class Watcher:
             raise NoModel("no approved champion yet")
         return self._served
 
+    def change(self, served: Served) -> None:
+        self._served = served
+
 
 @dataclass
 class Ear:
@@ -56,20 +59,24 @@ class Service:
     """What the protocols need of `medloop_inference.service.Service`."""
 
     def __init__(self, bundle: Bundle | None) -> None:
-        self.watcher = Watcher(None if bundle is None else _load(bundle.digest, bundle.folder))
+        self.watcher = Watcher(None if bundle is None else load_version(bundle, "1"))
         self.ear = Ear()
         self.predictor: Any = Predictor(
             self.watcher.served, QueueSettings(), lanes=1, dicom=DicomReader(), watch=self.ear, sink=self.ear
         )
 
 
+def load_version(bundle: Bundle, version: str) -> Served:
+    return _load(bundle.digest, bundle.folder, version)
+
+
 @cache
-def _load(digest: str, folder: Path) -> Served:
+def _load(digest: str, folder: Path, version: str) -> Served:
     approval = Approval(
         sequence=1,
         action="approve",
         model="tiny",
-        version="1",
+        version=version,
         bundle_digest=digest,
         decision_id="d",
         approver="Dr. Test",

@@ -27,7 +27,7 @@ from medloop_inference.answer import Answer
 from medloop_inference.foreign import MAX_JSON, MAX_LISTS
 from medloop_inference.tensors import MAX_INFLATED, OUTPUTS, inflate, read_elements, read_request, write_elements
 
-from .speaking import Service, speaking
+from .speaking import Service, load_version, speaking
 
 pytestmark = pytest.mark.anyio
 
@@ -328,6 +328,33 @@ async def test_even_the_smallest_packed_body_is_unpacked_beside_the_event_loop(
     await serving.post(URL, content=b"")
     await serving.post(URL, content=gzip.compress(b""), headers={"Content-Encoding": "gzip"})
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
+
+
+async def test_no_other_version_answers_for_the_one_that_was_asked(
+    serving: httpx.AsyncClient, service: Service, second: Bundle, grey: Grey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model changes after the request was understood, and before its images are on their way."""
+    before, after = service.watcher.served(), load_version(second, "2")
+    for way in ("predict_many", "predict_pixels"):
+        ask = getattr(service.predictor, way)
+
+        async def changed(images: Any, options: Any, ask: Any = ask) -> Any:
+            service.watcher.change(after)
+            return await ask(images, options)
+
+        monkeypatch.setattr(service.predictor, way, changed)
+    files, pixels = image_input(grey(0)), {**PIXELS, "data": [0] * 256}
+    cases: list[tuple[str, dict[str, Any], int]] = [
+        ("/v2/models/tiny/versions/1/infer", {"inputs": [files]}, 503),
+        (URL, {"inputs": [pixels]}, 503),
+        ("/invocations", {"inputs": [[[[0]] * 16] * 16]}, 503),
+        (URL, {"inputs": [files]}, 200),
+    ]
+    for path, document, status in cases:
+        service.watcher.change(before)
+        response = await serving.post(path, json=document)
+        assert response.status_code == status, response.text
+    assert response.json()["model_version"] == "2"
 
 
 def test_elements_survive_the_way_there_and_back() -> None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from medloop_inference.answer import Answer, Options
-from medloop_inference.champion import Watcher
+from medloop_inference.champion import Served, Watcher
 from medloop_inference.predict import Predictor
 
 MAX_IMAGES = 256
@@ -191,6 +191,12 @@ def all_answered(outcomes: Sequence[Answer | MedLoopError]) -> list[Answer]:
             raise outcome
         answers.append(outcome)
     return answers
+
+
+def check_version(answers: Sequence[Answer], served: Served) -> None:
+    """Raise Unavailable unless `served` gave all `answers`: the path named it, or the pixels were prepared for it."""
+    if any(answer.document["model"]["version"] != served.ref.version for answer in answers):
+        raise Unavailable("The model was changed while this was answered; ask again.")
 
 
 def options_of(request: Request, *, frame: int | None = None) -> Options:

@@ -26,6 +26,7 @@ from medloop_inference.foreign import (
     check_count,
     check_json,
     check_ready,
+    check_version,
     from_base64,
     inline_schema,
     options_of,
@@ -103,6 +104,7 @@ async def invocations(request: Request, parts: Service) -> Response:
             answers = all_answered(await parts.predictor.predict_many(images, options))
         else:
             answers = all_answered(await parts.predictor.predict_pixels(images, options))
+            check_version(answers, served)
         joined = b",".join(answer.json for answer in answers)
         return Response(b'{"predictions":[' + joined + b"]}", media_type=_JSON)
     if not content_type.startswith("image/") and content_type not in _IMAGE_TYPES:

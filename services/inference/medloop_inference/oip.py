@@ -25,6 +25,7 @@ from medloop_inference.foreign import (
     Service,
     all_answered,
     check_ready,
+    check_version,
     inline_schema,
     options_of,
     parsed,
@@ -173,6 +174,8 @@ async def infer(
     else:
         outcomes = await parts.predictor.predict_pixels(asked.images, options)
     answers = all_answered(outcomes)
+    if version is not None or not isinstance(asked.images, list):
+        check_version(answers, served)
     encoded = write_response(asked.request, answers)
     if encoded.json_length is None:
         return Response(encoded.body, media_type="application/json")
