@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from medloop.bundle import Bundle
-from medloop.errors import InvalidRequest, Overloaded
+from medloop.errors import BodyTooSlow, InvalidRequest, Overloaded
 from medloop.http import App
 from medloop.testing import asgi_client, live_server, tiny_probabilities
 from medloop_inference import stream_bodies
@@ -262,10 +263,67 @@ async def test_the_pieces_a_body_comes_in_make_no_difference(size: int) -> None:
 
 async def test_an_image_beyond_the_limit_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_bodies, "MAX_IMAGE", 100)
-    monkeypatch.setattr(stream_bodies, "_MAX_LINE", 200)
+    monkeypatch.setattr(stream_bodies, "MAX_LINE", 200)
     body = line(bytes(500), "large") + line(b"one", "a")
     found = [entry async for entry in read_lines(chunks(body, 64))]
     assert [getattr(entry.image, "code", entry.image) for entry in found] == ["image-too-large", b"one"]
     form = b"--x\r\n\r\n" + bytes(500) + b"\r\n--x\r\n\r\none\r\n--x--\r\n"
     entries = [entry async for entry in read_parts(chunks(form, 64), b"x")]
     assert [getattr(entry.image, "code", entry.image) for entry in entries] == ["image-too-large", b"one"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"id": [' + b"[]," * 2**20 + b'1], "image": ""}',
+        b'{"id": 1, "image": "", "frame": 2147483648}',
+        b'{"id": 1, "image": "", "frame": 0}',
+    ],
+    ids=["objects", "large", "zero"],
+)
+async def test_a_line_that_is_no_image_costs_little_and_ends_nothing(odd: bytes) -> None:
+    tracemalloc.start()
+    try:
+        found = [entry async for entry in read_lines(chunks(odd + b"\n" + line(b"one", "a"), 2**16))]
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(odd) + 2**20
+    finally:
+        tracemalloc.stop()
+    assert [getattr(entry.image, "code", entry.image) for entry in found] == ["invalid-request", b"one"]
+
+
+async def slowly(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0.1)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("trickle", "whole"),
+    [
+        ([b'{"image": "', *[b"A"] * 20], [line(b"one"), b"\n", b"\n", line(b"two"), b"\n", b"\n"]),
+        ([PART, *[b"A"] * 20], [PART + b"one\r\n", PART + b"two\r\n--x", b"--\r\n", b"\r\n", b"\r\n"]),
+        ([b"--x\r\n", *[b"A"] * 20], [b"\r\n", b"\r\n", b"\r\n", b"\r\n", PART + b"one\r\n--x--"]),
+    ],
+    ids=["line", "part", "header"],
+)
+async def test_only_an_image_that_has_begun_must_come_to_its_end(
+    trickle: list[bytes], whole: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_bodies, "ENTRY_SECONDS", 0.3)
+
+    def entries(pieces: list[bytes]) -> AsyncIterator[Entry]:
+        return read_lines(slowly(*pieces)) if b"image" in pieces[0] else read_parts(slowly(*pieces), b"x")
+
+    assert all([isinstance(entry.image, bytes) async for entry in entries(whole)])
+    with pytest.raises(BodyTooSlow, match="send it faster"):
+        assert not [entry async for entry in entries(trickle)]
+
+
+async def test_the_time_of_a_busy_service_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_bodies, "ENTRY_SECONDS", 0.1)
+    async for entry in read_lines(chunks(line(b"one") * 4, 50)):
+        assert entry.image == b"one"
+        await asyncio.sleep(0.15)

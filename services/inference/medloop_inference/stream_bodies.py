@@ -1,26 +1,31 @@
 """Images out of a body that is still arriving, one after the other: lines of JSON, or the parts of a form.
 
 Neither ever holds more than one image and what has arrived of the next. What is no image becomes an error in its place;
-when the body itself is broken, reading ends with InvalidRequest.
+when the body itself is broken, or keeps an image that has begun from ending, reading ends with InvalidRequest.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
-from medloop.errors import ImageTooLarge, InvalidRequest, MedLoopError
+import anyio
+from medloop.errors import BodyTooSlow, ImageTooLarge, InvalidRequest, MedLoopError
 from medloop.vision.decode import DEFAULT_LIMITS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from medloop_inference.foreign import from_base64
+from medloop_inference.foreign import LARGEST_FRAME, from_base64, parsed
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # a name for type checkers only
 
 MAX_IMAGE: Final = DEFAULT_LIMITS.max_bytes
-_MAX_LINE: Final = MAX_IMAGE * 4 // 3 + 4096  # base64, and the JSON around it
+MAX_LINE: Final = 24 * 2**20
+"""Bytes of a line: room for an image of 16 MiB. A line is in memory thrice while it is read, and raw parts are not."""
+ENTRY_SECONDS: Final = 60.0
+"""How long an image that has begun may be waited for, so that nobody fills memory with pieces that never end."""
+_MAX_VALUES = 2**14  # that a line's JSON may hold: three, and an `id` may have a few thousand commas in it
 
 Name = Annotated[str, Field(max_length=4096)] | int | None
 
@@ -32,7 +37,7 @@ class Line(BaseModel):
 
     id: Name = None
     image: str
-    frame: int | None = Field(default=None, ge=1)
+    frame: int | None = Field(default=None, ge=1, le=LARGEST_FRAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +50,65 @@ class Entry:
     frame: int | None = None
 
 
+class _Arriving:
+    """A body's chunks, as they come. While an entry has `begun`, only so much time is spent on waiting for its rest:
+    that of the sender, for a service that is busy reads slowly itself."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = ENTRY_SECONDS
+        self.begun = False
+
+    def next_entry(self) -> None:
+        self.begun, self._left = False, ENTRY_SECONDS
+
+    def __aiter__(self) -> "_Arriving":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.begun:
+            return await anext(self._chunks)
+        started = anyio.current_time()
+        try:
+            with anyio.fail_after(self._left):
+                chunk = await anext(self._chunks)
+        except TimeoutError as exc:
+            raise BodyTooSlow(
+                f"An image of the stream had not arrived after {ENTRY_SECONDS:g} s of waiting for it; send it faster."
+            ) from exc
+        self._left -= anyio.current_time() - started
+        return chunk
+
+
 def _too_large() -> ImageTooLarge:
     return ImageTooLarge(f"The image file is larger than the {MAX_IMAGE / 2**20:.0f} MiB that are allowed.")
+
+
+def _line_too_large() -> ImageTooLarge:
+    return ImageTooLarge(
+        f"The line is longer than the {MAX_LINE / 2**20:.0f} MiB that are allowed; send an image of more than "
+        f"{MAX_LINE * 2 // 3 / 2**20:.0f} MiB as a part of a form (multipart/form-data)."
+    )
 
 
 async def read_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Entry]:
     """The entries of an NDJSON body; blank lines count for nothing."""
     index, buffer, too_long = 0, bytearray(), False
-    async for chunk in _ended(chunks):
+    arriving = _Arriving(chunks)
+    async for chunk in _ended(arriving):
         *complete, rest = chunk.split(b"\n")
         for piece in complete:
             buffer += piece
-            if too_long or buffer.strip():
-                yield _entry(index, _too_large() if too_long or len(buffer) > _MAX_LINE else bytes(buffer))
+            too_long = too_long or len(buffer) > MAX_LINE
+            if too_long or (buffer and not buffer.isspace()):
+                yield await _entry(index, _line_too_large() if too_long else buffer)
                 index += 1
             buffer, too_long = bytearray(), False
+            arriving.next_entry()
         buffer += rest
-        if len(buffer) > _MAX_LINE:
+        if len(buffer) > MAX_LINE:
             buffer, too_long = bytearray(), True
+        arriving.begun = too_long or bool(buffer)
 
 
 async def _ended(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -72,11 +118,17 @@ async def _ended(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield b"\n"
 
 
-def _entry(index: int, line: bytes | MedLoopError) -> Entry:
+async def _entry(index: int, line: bytearray | MedLoopError) -> Entry:
     if isinstance(line, MedLoopError):
         return Entry(index, None, line)
+    return await parsed(lambda: _read_line(index, line), len(line))
+
+
+def _read_line(index: int, line: bytearray) -> Entry:
+    if sum(line.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:  # before anything is made of them
+        return Entry(index, None, InvalidRequest('Lines must be {"id": …, "image": base64}, and nothing else.'))
     try:
-        parsed = Line.model_validate_json(line)
+        said = Line.model_validate_json(line)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the line"
@@ -84,9 +136,9 @@ def _entry(index: int, line: bytes | MedLoopError) -> Entry:
             index, None, InvalidRequest(f'Lines must be {{"id": …, "image": base64}}; {where}: {first["msg"]}.')
         )
     try:
-        return Entry(index, parsed.id, from_base64(parsed.image, "image"), parsed.frame)
+        return Entry(index, said.id, from_base64(said.image, "image"), said.frame)
     except InvalidRequest as exc:
-        return Entry(index, parsed.id, exc)
+        return Entry(index, said.id, exc)
 
 
 class _Parts:
@@ -94,7 +146,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.complete: list[Entry] = []
-        self.ended = False
+        self.begun = self.ended = False
         self._count = 0
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._data, self._too_large = bytearray(), False
@@ -115,6 +167,7 @@ class _Parts:
         self._disposition, self._data, self._too_large = b"", bytearray(), False
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self.begun = True
         self._header += data[start:end]
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
@@ -126,6 +179,7 @@ class _Parts:
         self._header, self._value = bytearray(), bytearray()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.begun = True
         if len(self._data) + end - start > MAX_IMAGE:
             self._too_large = True
         elif not self._too_large:
@@ -136,6 +190,7 @@ class _Parts:
         name = options.get(b"filename", options.get(b"name", b"")).decode(errors="replace")
         self.complete.append(Entry(self._count, name, _too_large() if self._too_large else bytes(self._data)))
         self._count += 1
+        self.begun, self._data = False, bytearray()
 
     def on_end(self) -> None:
         self.ended = True
@@ -143,14 +198,17 @@ class _Parts:
 
 async def read_parts(chunks: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[Entry]:
     """The entries of a multipart body: every part is an image, and its file name (else its name) the id."""
-    parts = _Parts()
+    parts, arriving = _Parts(), _Arriving(chunks)
     try:
         parser = MultipartParser(boundary, parts.callbacks)
-        async for chunk in chunks:
+        async for chunk in arriving:
             parser.write(chunk)
+            if parts.complete:
+                arriving.next_entry()
             for entry in parts.complete:
                 yield entry
             parts.complete.clear()
+            arriving.begun = parts.begun
     except FormParserError as exc:
         raise InvalidRequest(f"The body is no multipart form: {exc}.") from exc
     if not parts.ended:
