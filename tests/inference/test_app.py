@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from medloop.bundle import Bundle
+from medloop.errors import Overloaded
 from medloop.registry import CHAMPION, Registry
 from medloop.schemas import Correction, Prediction, PredictionBatch, ServedModel, new_id
 from medloop.settings import ServerSettings, StorageSettings
@@ -22,8 +25,10 @@ from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
 from medloop.vision.prepare import prepare
 from medloop_inference.app import create_app
+from medloop_inference.metrics import DEGRADED
 from medloop_inference.service import Service
 from medloop_inference.settings import ServingSettings, Settings
+from prometheus_client import generate_latest
 
 pytestmark = pytest.mark.anyio
 
@@ -342,7 +347,47 @@ async def test_metrics_count_answers_refusals_and_losses(serving: httpx.AsyncCli
     assert 'medloop_image_refusals_total{code="invalid-image"} 1.0' in text
     assert 'medloop_stage_seconds_count{stage="network"} 1.0' in text
     assert f'bundle_digest="{first.digest}"' in text
-    assert "medloop_records_dropped_total 0.0" in text
+    for name in ("records_dropped", "spool_torn", "spool_damaged", "spool_removed"):
+        assert f"medloop_{name}_total 0.0" in text
+    assert re.search(r"^process_resident_memory_bytes \d", text, re.MULTILINE) or sys.platform != "linux"
+    assert re.search(r"^medloop_tracking_age_seconds \d", text, re.MULTILINE)
+
+
+async def test_metrics_tell_what_is_degraded_and_when_it_is_over(
+    serving: httpx.AsyncClient, service: Service, evaluator: Evaluator, registry: Registry, second: Bundle
+) -> None:
+    async def degraded() -> set[str]:
+        text = (await serving.get("/metrics")).text
+        told = dict(re.findall(r'^medloop_degraded\{what="(.*)"\} (.*)$', text, re.MULTILINE))
+        assert set(told) == set(DEGRADED)
+        return {what for what, value in told.items() if value == "1.0"}
+
+    assert await degraded() == set()
+    version = evaluator.register(second)
+    registry.set_alias("tiny", CHAMPION, version)
+    service.watcher.poll_once()
+    assert await degraded() == {"champion-refused"}
+    evaluator.approve(version, second)
+    service.watcher.poll_once()
+    assert await degraded() == set()
+    registry.delete_alias("tiny", CHAMPION)
+    service.watcher.poll_once()
+    assert await degraded() == {"champion"}
+
+
+def test_who_is_turned_away_at_the_door_is_counted(service: Service, app: FastAPI) -> None:
+    service.check_door()
+    service.predictor.admission.images = 100_000
+    with pytest.raises(Overloaded):
+        service.check_door()
+    assert 'medloop_door_refusals_total{code="overloaded"} 1.0' in generate_latest(app.state.metrics).decode()
+
+
+def test_a_shadow_s_figures_are_told(home: Path, tracking_uri: str) -> None:
+    app = create_app(Settings(serving=ServingSettings(model="tiny", shadow_share=1.0)))
+    text = generate_latest(app.state.metrics).decode()
+    for name in ("compared", "skipped", "disagreements"):
+        assert f"medloop_shadow_{name}_total 0.0" in text
 
 
 async def test_a_document_describes_every_route(client: httpx.AsyncClient) -> None:

@@ -1,6 +1,6 @@
 """What inference tells Prometheus beside what every API does."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -10,8 +10,10 @@ from prometheus_client.registry import Collector
 from medloop_inference.batcher import Released
 from medloop_inference.champion import Watcher
 
-_Read: TypeAlias = tuple[str, str, Callable[[], float]]
+Read: TypeAlias = tuple[str, str, Callable[[], float]]
 """A figure's name, what it is, and how to read it."""
+DEGRADED = ("objects", "records", "tracking", "champion", "champion-refused", "engine", "start", "disk")
+"""What can be degraded: each is told as 0 while it is not, so that an alert ends."""
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # images
 
@@ -25,6 +27,12 @@ class Metrics:
         )
         self._refusals = Counter(
             "medloop_image_refusals", "Images refused, by the problem's code", ["code"], registry=registry
+        )
+        self._turned_away = Counter(
+            "medloop_door_refusals",
+            "Requests refused before their bodies were read, by the problem's code",
+            ["code"],
+            registry=registry,
         )
         stages = Histogram(
             "medloop_stage_seconds",
@@ -58,14 +66,26 @@ class Metrics:
         self._predictions.labels(version, decision).inc()
 
     def refused(self, code: str) -> None:
+        """An image was."""
         self._refusals.labels(code).inc()
+
+    def turned_away(self, code: str) -> None:
+        """A request was, at the door."""
+        self._turned_away.labels(code).inc()
 
 
 class ServingState(Collector):
-    """Read when Prometheus asks: which model answers, what waits, and what was never recorded."""
+    """Read when Prometheus asks: which model answers, what is degraded, what waits, and what was never recorded."""
 
-    def __init__(self, watcher: Watcher, gauges: Iterable[_Read], counters: Iterable[_Read]) -> None:
-        self._watcher, self._gauges, self._counters = watcher, tuple(gauges), tuple(counters)
+    def __init__(
+        self,
+        watcher: Watcher,
+        degraded: Callable[[], Mapping[str, str]],
+        gauges: Iterable[Read],
+        counters: Iterable[Read],
+    ) -> None:
+        self._watcher, self._degraded = watcher, degraded
+        self._gauges, self._counters = tuple(gauges), tuple(counters)
 
     def collect(self) -> Iterator[Metric]:
         labels = ["name", "version", "bundle_digest", "engine", "precision"]
@@ -73,6 +93,11 @@ class ServingState(Collector):
         if (served := self._watcher.current) is not None:
             model.add_metric([getattr(served.ref, label) for label in labels], 1)
         yield model
+        now = {*self._degraded(), *(["champion-refused"] if self._watcher.champion_refused else [])}
+        degraded = GaugeMetricFamily("medloop_degraded", "1 for what is degraded or out of reach", labels=["what"])
+        for what in sorted({*DEGRADED, *now}):
+            degraded.add_metric([what], what in now)
+        yield degraded
         for name, what, read in self._gauges:
             yield GaugeMetricFamily(name, what, value=read())
         for name, what, read in self._counters:

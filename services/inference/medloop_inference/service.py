@@ -6,14 +6,14 @@ from anyio import CapacityLimiter
 from medloop.cpus import available_cpus
 from medloop.engines import check_offered
 from medloop.engines.checks import find_check
-from medloop.errors import MedLoopError
+from medloop.errors import MedLoopError, Overloaded
 from medloop.http import Readiness
 from medloop.registry import Registry
 from medloop.schemas import EngineCheck, Prediction, ServedModel
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
 from medloop.vision.dicom_reader import DicomReader
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic import ValidationError
 
 from medloop_inference.admission import Pace
@@ -23,7 +23,7 @@ from medloop_inference.batcher import Settled
 from medloop_inference.champion import Watcher
 from medloop_inference.corrections import Corrections
 from medloop_inference.loading import Wanted
-from medloop_inference.metrics import Metrics, ServingState
+from medloop_inference.metrics import Metrics, Read, ServingState
 from medloop_inference.predict import Predictor
 from medloop_inference.records import Entry, Recorder
 from medloop_inference.settings import Settings
@@ -61,7 +61,8 @@ class Service:
         )
         self.metrics = Metrics(metrics)
         spool_dir = recording.spool_dir or settings.home.home / "inference" / model / "spool"
-        self.recorder = Recorder(self.records, self.objects, Spool(spool_dir, recording.spool_max_bytes))
+        self.spool = Spool(spool_dir, recording.spool_max_bytes)
+        self.recorder = Recorder(self.records, self.objects, self.spool)
         self.dicom = DicomReader()
         cpus = available_cpus()
         self.predictor = Predictor(
@@ -82,21 +83,8 @@ class Service:
         self.correction_dicom = DicomReader()
         self.corrections = Corrections(model, self.objects, self.records, self.correction_dicom)
         self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
-        admission = self.predictor.admission
-        gauges = [
-            ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
-            ("medloop_records_waiting", "Predictions on their way to the records", lambda: self.recorder.waiting),
-            (
-                "medloop_queue_wait_seconds",
-                "Predicted wait of an image that came now",
-                lambda: admission.predicted_wait,
-            ),
-        ]
-        lost = [
-            ("medloop_records_dropped", "Predictions that were never recorded", lambda: self.recorder.dropped),
-            ("medloop_records_refused", "Predictions that records do not take", lambda: self.recorder.refused),
-        ]
-        metrics.register(ServingState(self.watcher, gauges, lost))
+        metrics.register(ServingState(self.watcher, lambda: self.degraded, self._gauges(), self._counters()))
+        ProcessCollector(registry=metrics)
         self._background = [
             Periodic("champion watcher", self.watcher.poll_once, settings.serving.poll_seconds),
             Periodic("neighbours", self.neighbours.check_once, NEIGHBOUR_SECONDS),
@@ -139,6 +127,49 @@ class Service:
             except ValidationError:
                 logger.exception("the record of prediction %s cannot be read", record.id)
         return found
+
+    def check_door(self) -> None:
+        """Raise Overloaded unless one more request can be answered in time; whoever is turned away is counted."""
+        try:
+            self.predictor.admission.check()
+        except Overloaded as exc:
+            self.metrics.turned_away(exc.code)
+            raise
+
+    def _gauges(self) -> list[Read]:
+        admission, recorder, spool = self.predictor.admission, self.recorder, self.spool
+        return [
+            ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
+            (
+                "medloop_queue_wait_seconds",
+                "Predicted wait of an image that came now",
+                lambda: admission.predicted_wait,
+            ),
+            ("medloop_records_waiting", "Predictions on their way to the records", lambda: recorder.waiting),
+            ("medloop_spool_bytes", "Bytes of predictions on this disk", lambda: spool.size),
+            ("medloop_tracking_age_seconds", "Since MLflow last answered", lambda: self.watcher.tracking_age),
+        ]
+
+    def _counters(self) -> list[Read]:
+        recorder, spool = self.recorder, self.spool
+        counters: list[Read] = [
+            ("medloop_records_dropped", "Predictions that were never recorded", lambda: recorder.dropped),
+            ("medloop_records_refused", "Predictions that records do not take", lambda: recorder.refused),
+            ("medloop_spool_torn", "Predictions that a kill cut off in the spool", lambda: spool.torn),
+            ("medloop_spool_damaged", "Segments of the spool that cannot be read", lambda: spool.damaged),
+            ("medloop_spool_removed", "Damaged segments that gave way to newer ones", lambda: spool.removed),
+        ]
+        if (shadow := self.shadow) is not None:
+            counters += [
+                ("medloop_shadow_compared", "Images this challenger answered", lambda: shadow.describe().compared),
+                ("medloop_shadow_skipped", "Images it missed", lambda: shadow.describe().skipped),
+                (
+                    "medloop_shadow_disagreements",
+                    "Images it gave another label",
+                    lambda: shadow.describe().disagreements,
+                ),
+            ]
+        return counters
 
     def _wanted(self, settings: Settings) -> Wanted:
         model, engine = settings.serving.model, settings.engine
