@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from medloop.errors import ImageTooLarge, InvalidImage, UnsupportedImage
 from medloop.vision.decode import DEFAULT_LIMITS, Limits, Pixels
 from medloop.vision.dicom_grey import displayed_grey
+from medloop.vision.dicom_header import read_attributes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -37,6 +37,7 @@ WARNINGS: Final = (
 
 _PREAMBLE: Final = 128  # bytes of anything, then "DICM" (PS3.10 §7.1)
 _META_GROUP, _TRANSFER_SYNTAX = 0x0002, 0x0010
+_MAX_META: Final = 1_000  # elements before the data set; the standard knows about twenty
 _LONG_VRS: Final = frozenset({b"OB", b"OW", b"UN", b"UT", b"SQ"})  # two reserved bytes, then a length of 32 bits
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and, after a dot, its multi-frame kinds
 
@@ -142,7 +143,6 @@ def reading(data: bytes, attributes: Iterable[str], limits: Limits = DEFAULT_LIM
 def _parsed(data: bytes, attributes: Iterable[str], limits: Limits) -> "Dataset":
     from pydicom.datadict import tag_for_keyword
     from pydicom.dataset import FileMetaDataset
-    from pydicom.filereader import read_dataset
     from pydicom.uid import UID
 
     if len(data) > limits.max_bytes:
@@ -155,10 +155,10 @@ def _parsed(data: bytes, attributes: Iterable[str], limits: Limits) -> "Dataset"
             "This DICOM file's transfer syntax is not one that MedLoop knows: convert it to Explicit VR Little Endian."
         )
     syntax = UID(name)
-    stream = BytesIO(_inflated(data[start:], limits)) if syntax.is_deflated else BytesIO(data)
-    stream.seek(0 if syntax.is_deflated else start)
-    tags: list[Any] = [tag_for_keyword(keyword) for keyword in attributes]
-    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, specific_tags=tags)
+    if syntax.is_deflated:
+        data, start = _inflated(data[start:], limits), 0
+    tags = [tag for keyword in attributes if (tag := tag_for_keyword(keyword)) is not None]
+    dataset = read_attributes(data, start, syntax, tags)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     return dataset
@@ -168,7 +168,9 @@ def _transfer_syntax(data: bytes) -> tuple[str, int]:
     """The transfer syntax UID, and where the data set begins. What stands before is always in Explicit VR Little Endian
     (PS3.10 §7.1), whatever follows."""
     name, position = b"", _PREAMBLE + 4
-    while position + 8 <= len(data):
+    for _ in range(_MAX_META):
+        if position + 8 > len(data):
+            break
         group, element, vr, length = struct.unpack_from("<HH2sH", data, position)
         if group != _META_GROUP:
             break

@@ -1,6 +1,8 @@
 """DICOM: what the pixels become, what is refused, and that nothing else of the file comes out."""
 
 import logging
+import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from medloop.errors import ImageTooLarge, InvalidImage, UnsupportedImage
 from medloop.vision.decode import Limits
 from medloop.vision.dicom import WARNINGS, decode_dicom, is_dicom
 from numpy.typing import NDArray
+from pydicom import Dataset
 from pydicom.uid import (
     MPEG2MPML,
     HTJ2KLossless,
@@ -198,6 +201,59 @@ def test_sequences_without_end_are_damage(make_nested_dicom: Callable[[int], byt
 def test_a_deflated_file_unpacks_to_no_more_than_a_file_may_have(make_dicom_bomb: Callable[[int], bytes]) -> None:
     with pytest.raises(ImageTooLarge, match="unpacks to more than the 1,000,000 bytes"):
         decode_dicom(make_dicom_bomb(10**8), limits=Limits(max_bytes=10**6))
+
+
+def _crowded(plain: bytes) -> dict[str, bytes]:
+    """Files of few bytes, once deflated, and of more attributes than anybody can want to read."""
+    start, pixels = plain.index(b"\x08\0\x16\0UI"), plain.index(b"\xe0\x7f\x10\0O")
+    empty, item = b"\x09\0\x10\x10LO\0\0", struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    open_ended = struct.pack("<HHIHH2sHI", 0xFFFE, 0xE000, 2**32 - 1, 0x7FE0, 0x10, b"OB", 0, 2**32 - 1)
+
+    def frames(body: bytes, length: int | None = None) -> bytes:
+        return struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, len(body) if length is None else length) + body
+
+    return {
+        "elements": plain[:start] + empty * 3_000_000 + plain[start:],
+        "elements behind the pixels": plain + b"\xe1\x7f\x10\x10LO\0\0" * 3_000_000,
+        "items": plain[:pixels] + frames(item * 1_000_000) + plain[pixels:],
+        "items without end": plain[:pixels] + frames(item * 1_000_000, 2**32 - 1) + plain[pixels:],
+        "values without end": plain[:pixels] + frames(open_ended * 20_000) + plain[pixels:],
+        "fragments": plain[:pixels].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
+        + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 2**32 - 1)
+        + item * 3_000_000
+        + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
+    }
+
+
+def test_crowds_of_empty_attributes_are_refused_soon(make_dicom: MakeDicom) -> None:
+    for name, data in _crowded(make_dicom()).items():
+        started = time.process_time()
+        with pytest.raises(ImageTooLarge, match="too many attributes"):
+            decode_dicom(data)
+        assert time.process_time() - started < 2, name  # about 0.4; without the budget five and more
+
+
+def test_the_attributes_of_many_frames_are_no_crowd(make_dicom: MakeDicom) -> None:
+    frames = np.zeros((300, 2, 2), np.uint16)
+    groups = []
+    for number in range(len(frames)):
+        window, frame = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = number, 200
+        frame.FrameVOILUTSequence = [window]
+        for keyword in ("PixelMeasuresSequence", "PlanePositionSequence", "FrameContentSequence"):
+            setattr(frame, keyword, [window] * 2)
+        groups.append(frame)
+    data = make_dicom(
+        frames[0], NumberOfFrames=300, PixelData=frames.tobytes(), PerFrameFunctionalGroupsSequence=groups
+    )
+    first, last = (decode_dicom(data, frame).pixels for frame in (1, 300))
+    assert (first.max(), last.max()) == (128, 0)
+
+
+def test_pixels_come_once(make_dicom: MakeDicom) -> None:
+    plain = make_dicom()
+    with pytest.raises(InvalidImage, match="pixels twice"):
+        decode_dicom(plain + plain[plain.index(b"\xe0\x7f\x10\0O") :])
 
 
 def test_limits_hold(make_dicom: MakeDicom) -> None:
