@@ -25,6 +25,7 @@ from medloop.vision.dicom import NEEDS_PYDICOM, WARNINGS, DicomImage, has_pydico
 _START_SECONDS: Final = 60.0  # usually one; a machine that starts everything at once is slow
 _LAST_SECONDS: Final = 1.0  # that a process may take to be gone after it has closed its output
 _MAX_SENTENCE: Final = 1_000  # bytes
+_MAX_FRAMES: Final = 2**31 - 1  # the largest number that NumberOfFrames can be (PS3.5 §6.2, IS)
 
 _REFUSALS: Final = {
     wire.INVALID: InvalidImage,
@@ -53,6 +54,7 @@ class DicomReader:
         workers: how many files are decoded at once; processes start when they are first needed.
         memory_bytes: address space of a worker, of which Python and its libraries take about a third of a GiB.
         seconds: how long one file may take, on the clock and of processor time.
+        wait_seconds: how long to wait for a worker while all are busy.
         limits: as for any image.
         module: what runs as worker; another one only where tests need one that misbehaves.
 
@@ -64,10 +66,11 @@ class DicomReader:
         workers: int = 1,
         memory_bytes: int = 2**30,
         seconds: float = 10.0,
+        wait_seconds: float = 1.0,
         limits: Limits = DEFAULT_LIMITS,
         module: str = wire.__name__,
     ) -> None:
-        self._seconds, self._limits = seconds, limits
+        self._seconds, self._wait_seconds, self._limits = seconds, wait_seconds, limits
         self._arguments = (module, str(memory_bytes), str(max(1, round(seconds))))
         self._slots = threading.BoundedSemaphore(workers)
         self._lock = threading.Lock()
@@ -87,11 +90,13 @@ class DicomReader:
         Raises:
             InvalidImage, UnsupportedImage, ImageTooLarge: as `decode_dicom`; InvalidImage also where decoding took too
                 long or ended its process, ImageTooLarge where it took too much memory.
-            Overloaded: no worker became free in `seconds`.
+            Overloaded: no worker became free in `wait_seconds`.
             Unavailable: no worker could be started, or the reader is closed.
         """
         if not has_pydicom():
             raise UnsupportedImage(NEEDS_PYDICOM)
+        if frame is not None and not 1 <= frame <= _MAX_FRAMES:
+            raise InvalidImage(f"No DICOM file has a frame {frame}: choose one from 1 on.")
         if len(data) > self._limits.max_bytes:
             raise ImageTooLarge(
                 f"The DICOM file has {len(data):,} bytes, more than the {self._limits.max_bytes:,} allowed: "
@@ -122,7 +127,7 @@ class DicomReader:
 
     @contextmanager
     def _worker(self) -> Iterator["_Worker"]:
-        if not self._slots.acquire(timeout=self._seconds):
+        if not self._slots.acquire(timeout=self._wait_seconds):
             raise Overloaded("Too many DICOM files are being read: try again soon.")
         try:
             worker = self._taken()
@@ -190,8 +195,9 @@ class _Worker:
         return self._process.poll() is None
 
     def read(self, data: bytes, frame: int | None, limits: Limits, deadline: float) -> DicomImage:
+        request = wire.request(data, frame, limits)
         self.usable = False  # until a whole answer has been understood
-        self._send(wire.request(data, frame, limits), deadline)
+        self._send(request, deadline)
         self._send(data, deadline)
         answer = wire.ANSWER.unpack(self._receive(wire.ANSWER.size, deadline))
         status, bits, height, width, channels, warned = answer

@@ -85,7 +85,7 @@ def test_limits_are_the_readers(make_dicom: MakeDicom) -> None:
 
 def test_twenty_threads_each_get_their_own(make_dicom: MakeDicom) -> None:
     files = [make_dicom(GREY + number) for number in range(60)]
-    with DicomReader(workers=2) as reader, ThreadPoolExecutor(20) as threads:
+    with DicomReader(workers=2, wait_seconds=60) as reader, ThreadPoolExecutor(20) as threads:
         for number, image in enumerate(threads.map(reader.read, files)):
             np.testing.assert_array_equal(image.pixels[..., 0], GREY + number)
         assert len(workers()) >= 2
@@ -131,13 +131,27 @@ def test_a_worker_killed_while_reading_fails_that_file_alone(make_dicom: MakeDic
         assert reads_well(reader, make_dicom)
 
 
-def test_nobody_waits_for_ever(make_dicom: MakeDicom, slow_dicom: bytes) -> None:
-    with DicomReader(seconds=1) as reader, ThreadPoolExecutor(4) as threads:
-        reader.read(make_dicom())
-        outcomes = [threads.submit(reader.read, slow_dicom) for _ in range(4)]
-        errors = {type(outcome.exception(timeout=20)) for outcome in outcomes}
-    assert errors <= {InvalidImage, Overloaded}
-    assert Overloaded in errors
+def test_nobody_waits_for_long(make_dicom: MakeDicom, slow_dicom: bytes) -> None:
+    with DicomReader(seconds=2, wait_seconds=0.2) as reader, ThreadPoolExecutor(1) as threads:
+        assert reads_well(reader, make_dicom)
+        running = threads.submit(reader.read, slow_dicom)
+        while not reader._busy:
+            time.sleep(0.01)
+        started = time.monotonic()
+        with pytest.raises(Overloaded):
+            reader.read(make_dicom())
+        assert time.monotonic() - started < 1.5
+        assert isinstance(running.exception(timeout=20), InvalidImage)
+
+
+def test_a_frame_that_no_file_has_costs_no_worker(reader: DicomReader, make_dicom: MakeDicom) -> None:
+    assert reads_well(reader, make_dicom)
+    before = [worker.pid for worker in workers()]
+    for frame in (2**31 - 1, 2**31, 2**32, 2**40, 0, -1):
+        with pytest.raises(InvalidImage, match=f"has (no|a) frame {frame}:"):
+            reader.read(make_dicom(), frame)
+    assert reads_well(reader, make_dicom)
+    assert [worker.pid for worker in workers()] == before
 
 
 def test_closing_ends_what_is_running(make_dicom: MakeDicom, slow_dicom: bytes) -> None:
