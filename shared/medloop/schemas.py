@@ -99,6 +99,8 @@ class Prediction(Answer):
     created_at: datetime = Field(default_factory=now)
     model: ModelRef
     image_hash: str
+    frame: int | None = None
+    """Which frame of a multi-frame DICOM, counted from 1."""
     label: str
     probabilities: dict[str, float]
     prediction_set: list[str]
@@ -132,7 +134,9 @@ class PredictionBatch(Answer):
 
 
 class Correction(Answer):
-    """A person's label for a predicted image. The image lies in objects under `images/<2 hex>/<image_hash>`."""
+    """A person's label for a predicted image. The image lies in objects under `images/<2 hex>/<image_hash>`. It was made
+    of the file whose SHA-256 is `file_hash`, and of its frame `frame`, counted from 1, where that is a multi-frame
+    DICOM; whether that is the predicted file is only known where the prediction's record was there (`version` is set)."""
 
     id: str
     created_at: datetime = Field(default_factory=now)
@@ -142,6 +146,8 @@ class Correction(Answer):
     predicted_label: str | None
     label: str
     image_hash: str
+    file_hash: str | None = None
+    frame: int | None = None
     author: str
     comment: str = ""
     status: Literal["pending", "accepted", "rejected"] = "pending"

@@ -53,8 +53,12 @@ def submission(
     return Submission(uuid.UUID(prediction_id or new_id()), label, "Dr. Test", "", image, frame)
 
 
-def recorded(records: RecordStore, image: bytes, **extra: str) -> Prediction:
+def recorded(
+    records: RecordStore, image: bytes, frame: int | None = None, prediction_id: str | None = None, **extra: str
+) -> Prediction:
     prediction = Prediction(
+        id=prediction_id or new_id(),
+        frame=frame,
         model=ModelRef(name="tiny", version="3", run_id="r", dataset_id="d", bundle_digest="b"),
         image_hash=hashlib.sha256(image).hexdigest(),
         label="bright",
@@ -104,11 +108,30 @@ def test_the_same_correction_twice_is_one(corrections: Corrections, records: Rec
     assert len(records.find("corrections").items) == 2
 
 
-def test_a_second_one_needs_no_image(corrections: Corrections) -> None:
-    correction, _ = corrections.submit(submission())
-    second, new = corrections.submit(submission(correction.prediction_id, None, "bright"))
+def test_a_second_one_needs_no_image(corrections: Corrections, records: RecordStore) -> None:
+    prediction = recorded(records, IMAGE)
+    correction, _ = corrections.submit(submission(prediction.id))
+    second, new = corrections.submit(submission(prediction.id, None, "bright"))
     assert new
-    assert second.image_hash == correction.image_hash
+    assert (second.image_hash, second.file_hash) == (correction.image_hash, prediction.image_hash)
+
+
+def test_what_came_before_the_prediction_s_record_lends_its_image_only_if_it_was_the_predicted_one(
+    corrections: Corrections, records: RecordStore
+) -> None:
+    another = encode_png(np.full((8, 8), 200, np.uint8))
+    early, _ = corrections.submit(submission())
+    with pytest.raises(InvalidRequest, match="send it with the correction"):  # nobody can say yet which image it was
+        corrections.submit(submission(early.prediction_id, None, "bright"))
+    wrong, _ = corrections.submit(submission(early.prediction_id, another, "bright"))
+    assert early.file_hash == hashlib.sha256(IMAGE).hexdigest() != wrong.file_hash
+    recorded(records, IMAGE, prediction_id=early.prediction_id)
+    honest, _ = corrections.submit(submission(early.prediction_id, None, "bright"))
+    assert honest.image_hash == early.image_hash != wrong.image_hash
+    poisoned, _ = corrections.submit(submission(image=another))
+    recorded(records, IMAGE, prediction_id=poisoned.prediction_id)
+    with pytest.raises(InvalidRequest, match="send it with the correction"):
+        corrections.submit(submission(poisoned.prediction_id, None))
 
 
 def test_an_image_that_was_stored_with_the_prediction_need_not_be_sent(
@@ -212,14 +235,35 @@ def test_a_frame_of_dicom_is_stored_as_its_pixels_alone(objects: ObjectStore, re
     sent = dicom_file(frames)
     with DicomReader() as reader:
         corrections = Corrections("tiny", objects, records, reader)
-        prediction = recorded(records, sent)
+        prediction = recorded(records, sent, frame=2)
         correction, _ = corrections.submit(submission(prediction.id, sent, frame=2))
         displayed = reader.read(sent, 2).pixels
+        assert (correction.file_hash, correction.frame) == (prediction.image_hash, 2)
+        second, _ = corrections.submit(submission(prediction.id, None, "bright"))
+        assert (second.image_hash, second.frame) == (correction.image_hash, 2)
+        for image, frame in ((sent, 1), (sent, None), (None, 1)):
+            with pytest.raises(Conflict, match="not the frame"):
+                corrections.submit(submission(prediction.id, image, frame=frame))
+        early, _ = corrections.submit(submission(image=sent, frame=1))
+        recorded(records, sent, frame=2, prediction_id=early.prediction_id)
+        with pytest.raises(InvalidRequest, match="send it with the correction"):  # another frame's image is no use
+            corrections.submit(submission(early.prediction_id, None, "bright"))
     stored = objects.get(f"images/{correction.image_hash[:2]}/{correction.image_hash}")
     assert np.array_equal(decode(stored).pixels, displayed)
     assert b"Jane" not in stored
     with pytest.raises(UnsupportedImage):
         Corrections("tiny", objects, records).submit(submission(image=sent))
+
+
+def test_the_only_frame_may_be_named_or_not(objects: ObjectStore, records: RecordStore) -> None:
+    sent = dicom_file([np.full((8, 8), 10, np.uint8)])
+    with DicomReader() as reader:
+        corrections = Corrections("tiny", objects, records, reader)
+        for predicted, told in ((None, 1), (1, None), (1, 1)):
+            prediction = recorded(records, sent, frame=predicted)
+            assert corrections.submit(submission(prediction.id, sent, frame=told))[1]
+    plain = recorded(records, IMAGE)
+    assert corrections.submit(submission(plain.id, frame=3))[0].frame is None  # which only DICOM has
 
 
 def test_nothing_is_claimed_while_records_are_down(objects: ObjectStore, tmp_path: Path) -> None:

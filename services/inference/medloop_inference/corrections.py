@@ -19,12 +19,14 @@ from medloop.vision.encode import encode_png_canonical, strip_metadata
 from medloop_inference.records import image_key, store_image
 
 KIND = "corrections"
+_EARLIER = 100  # corrections of one prediction that are looked through for its image
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a person sends. `prediction_id` is a UUIDv7; `image` the file that was predicted, unless it was stored
-    with the prediction or an earlier correction, and `frame` which one of a multi-frame DICOM, counted from 1."""
+    """What a person sends. `prediction_id` is a UUIDv7; `image` the file that was predicted, unless the prediction's
+    record is there and its image was stored with it or with an earlier correction, and `frame` which one of a
+    multi-frame DICOM, counted from 1."""
 
     prediction_id: uuid.UUID
     label: str
@@ -46,17 +48,16 @@ class Corrections:
     def submit(self, submission: Submission) -> tuple[Correction, bool]:
         """Store a correction durably; returns it, and whether it is new. Blocks: decodes, and waits for both stores.
 
-        Raises Conflict for an image that is not the predicted one; InvalidRequest when an image is needed and missing;
-        InvalidImage, UnsupportedImage, ImageTooLarge; what `dicom` raises; StorageUnavailable and StorageFull, after
-        which nothing is claimed and the same may be sent again.
+        Raises Conflict for an image or a frame that is not the predicted one; InvalidRequest when an image is needed
+        and missing; InvalidImage, UnsupportedImage, ImageTooLarge; what `dicom` raises; StorageUnavailable and
+        StorageFull, after which nothing is claimed and the same may be sent again.
         """
         prediction_id = str(submission.prediction_id)
         record = self._records.get("predictions", prediction_id)  # None while it has not arrived yet
         prediction = Prediction.model_validate(record.document) if record else None
-        if submission.image is not None:
-            image_hash = self._store(submission.image, submission.frame, prediction)
-        else:
-            image_hash = self._stored(prediction_id, record)
+        file_hash, frame = _told(submission, prediction)
+        _check(record, file_hash, frame)
+        image_hash = self._stored(record) if submission.image is None else self._store(submission.image, frame)
         correction = Correction(
             id=correction_id(submission, image_hash),
             prediction_id=prediction_id,
@@ -65,6 +66,8 @@ class Corrections:
             predicted_label=prediction.label if prediction else None,
             label=submission.label,
             image_hash=image_hash,
+            file_hash=file_hash,
+            frame=frame,
             author=submission.author,
             comment=submission.comment,
         )
@@ -78,10 +81,8 @@ class Corrections:
         page = self._records.find(KIND, {"status": status} if status else None, limit=limit)
         return [Correction.model_validate(record.document) for record in page.items]
 
-    def _store(self, image: bytes, frame: int | None, prediction: Prediction | None) -> str:
+    def _store(self, image: bytes, frame: int | None) -> str:
         """Store the image, freed of metadata, under the hash of what is stored; returns that hash."""
-        if prediction and hashlib.sha256(image).hexdigest() != prediction.image_hash:
-            raise Conflict(f"This is not the image that prediction {prediction.id} answered; send the same file.")
         if self._dicom is not None and is_dicom(image):
             stripped = encode_png_canonical(self._dicom.read(image, frame).pixels)
         else:
@@ -89,15 +90,48 @@ class Corrections:
             stripped = strip_metadata(image)
         return store_image(self._objects, stripped)
 
-    def _stored(self, prediction_id: str, prediction: Record | None) -> str:
-        """The hash of the image that was stored with the prediction, or else with an earlier correction of it."""
+    def _stored(self, prediction: Record | None) -> str:
+        """The hash of the image that was stored with the prediction, or else with an earlier correction of it: one that
+        came before the prediction's record may have brought any image."""
         image_hash = prediction.document.get("stored_image") if prediction else None
-        if image_hash is None:
-            earlier = self._records.find(KIND, {"prediction_id": prediction_id}, limit=1).items
-            image_hash = earlier[0].document["image_hash"] if earlier else None
+        if image_hash is None and prediction is not None:
+            earlier = self._records.find(KIND, {"prediction_id": prediction.id}, limit=_EARLIER).items
+            image_hash = next((each.document["image_hash"] for each in earlier if _fits(prediction, each)), None)
         if image_hash is None or not self._objects.exists(image_key(image_hash)):  # it may have been erased
             raise InvalidRequest("The image of this prediction is not stored: send it with the correction.")
         return str(image_hash)
+
+
+def _told(submission: Submission, prediction: Prediction | None) -> tuple[str | None, int | None]:
+    """The hash of the file that a correction is about, and the frame of it."""
+    if submission.image is not None:
+        return hashlib.sha256(submission.image).hexdigest(), submission.frame if is_dicom(submission.image) else None
+    if prediction is None:
+        return None, submission.frame
+    return prediction.image_hash, prediction.frame if submission.frame is None else submission.frame
+
+
+def _check(prediction: Record | None, file_hash: str | None, frame: int | None) -> None:
+    if prediction is None:
+        return
+    if file_hash != prediction.document["image_hash"]:
+        raise Conflict(f"This is not the image that prediction {prediction.id} answered; send the same file.")
+    if not _same_frame(prediction, frame):
+        raise Conflict(f"This is not the frame that prediction {prediction.id} answered; name the same one.")
+
+
+def _fits(prediction: Record, correction: Record) -> bool:
+    """Whether an earlier correction brought the predicted image."""
+    told = correction.document
+    return bool(told.get("file_hash") == prediction.document["image_hash"]) and _same_frame(
+        prediction, told.get("frame")
+    )
+
+
+def _same_frame(prediction: Record, frame: int | None) -> bool:
+    """No frame is the first one of one. Predictions recorded by an older version do not tell."""
+    predicted = prediction.document
+    return "frame" not in predicted or (predicted["frame"] or 1) == (frame or 1)
 
 
 def correction_id(submission: Submission, image_hash: str) -> str:
