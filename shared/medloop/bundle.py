@@ -36,7 +36,9 @@ Pixels = NDArray[np.uint8]
 
 class Conformal(BaseModel):
     """Split conformal threshold (Vovk et al. 2005, LAC score 1 − p): a class belongs to the prediction set when its
-    probability is at least 1 − `threshold`; `images` is the number of calibration images it rests on."""
+    probability is at least 1 − `threshold`, and where none is, `set_size` says which do. `images` is the number of
+    calibration images it rests on, the same that set the temperature: so the coverage of new images from their source
+    is about `coverage`, or more, on average over calibration splits."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -168,8 +170,8 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:
-    """Classes that cannot be ruled out at the card's coverage, likeliest first; never empty. `probabilities` is f32
-    [K]."""
+    """Classes that cannot be ruled out at the card's coverage (`set_size`), likeliest first; never empty.
+    `probabilities` is f32 [K]."""
     order = np.argsort(-probabilities, kind="stable")
     size = set_size(probabilities[order].tolist(), card.conformal)
     return [card.classes[k] for k in order[:size]]
@@ -178,9 +180,10 @@ def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:
 def set_size(descending: Sequence[float], conformal: Conformal) -> int:
     """How many of the likeliest classes make up the prediction set; `descending` are all probabilities of one image.
 
-    Those of at least 1 − threshold. Where there is none, the answer is less sure than nearly all that the threshold was
-    set by, and a set of the likeliest class alone would hide it: then as many as reach the coverage together. This only
-    adds classes, so the promised coverage holds.
+    Those of at least 1 − threshold. Where there is none, the network gives every class less than it gave the right one
+    of nearly all calibration images (about a share of `coverage` of them), and a set of the likeliest class alone would
+    hide it: then as many as reach the coverage together. This only adds classes, so right classes are in their sets at
+    least as often as by the threshold alone; for an accurate network, clearly more often.
     """
     limit = 1.0 - conformal.threshold
     size = sum(probability >= limit for probability in descending)

@@ -3,14 +3,16 @@
 The score is the distance to the nearest class in embedding space, in units of the spread within classes
 (class-conditional Mahalanobis distance, Lee et al. 2018), with a covariance shrunk as Ledoit and Wolf (2004) do. Only
 the span of the class centres and of the 64 widest directions within classes keeps a covariance of its own; in all
-others together the spread is one number, so that 2,048 dimensions cost a few microseconds too. Measured against
-nearest neighbours in docs/decisions/0009-outliers.md.
+others together, where there are more dimensions than that, the spread is one number, so that 2,048 dimensions cost a
+few microseconds too. Measured against nearest neighbours in docs/decisions/0009-outliers.md.
 
 What the network has learnt lies tighter than what it has not seen, so two figures say how far is far:
 
-- `percentile` is among training images, each measured against statistics that it had no part in (five folds);
+- `percentile` is among training images, each measured against centres and a covariance that it had no part in (five
+  folds; only the shrinkage weight is from all of them). The network has seen them, so new images lie a little further;
 - `threshold` is a conformal quantile of the calibration images, which neither the network nor the statistics have
-  seen: a new image from the same source lies beyond it with a probability of at most 1 % (Bates et al. 2023).
+  seen: a new image that is exchangeable with them lies beyond it with a probability of at most 1 %, on average over
+  calibration splits (Bates et al. 2023). For one split the share differs, the more the fewer images it has.
 """
 
 import math
@@ -27,7 +29,8 @@ from medloop.errors import UntrustedModel
 from medloop.schemas import Outlier, ReferReason
 
 FALSE_REFER_RATE = 0.01
-"""Of images like the calibration images, the share that may be referred as unlike the training images."""
+"""Of images like the calibration images, the share that may be referred as unlike the training images, on average
+over calibration splits."""
 DIRECTIONS = 64
 """Widest directions within classes that keep a variance of their own."""
 FEWEST_IMAGES = 10
