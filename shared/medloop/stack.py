@@ -26,7 +26,8 @@ from medloop.settings import DEFAULT_PORTS
 STATE_FILE = "stack.json"
 MIN_FREE_BYTES = 500 * 2**20
 """Less free space than this, and a training run would end half way."""
-STOP_SECONDS = 20.0
+STOP_SECONDS = 30.0
+"""Before what still runs is killed; services take up to 25 s to stop."""
 
 Report = Callable[[str], None]
 

@@ -26,9 +26,13 @@ class Periodic:
     def start(self) -> None:
         self._thread.start()
 
+    def begin_stop(self) -> None:
+        """Begin no more work; does not wait for what is under way."""
+        self._stopped.set()
+
     def stop(self, timeout: float = 2.0) -> None:
         """Begin no more work, and wait up to `timeout` seconds for what is under way: it may hang on a neighbour."""
-        self._stopped.set()
+        self.begin_stop()
         self._thread.join(timeout)
 
     def _run(self) -> None:

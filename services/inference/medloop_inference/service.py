@@ -1,13 +1,14 @@
 """The parts of one running inference service, and how they are tied together."""
 
 import logging
+import time
 
 from anyio import CapacityLimiter
 from medloop.cpus import available_cpus
 from medloop.engines import check_offered
 from medloop.engines.checks import find_check
 from medloop.errors import MedLoopError, Overloaded
-from medloop.http import Readiness
+from medloop.http import STOP_SECONDS, Readiness
 from medloop.registry import Registry
 from medloop.schemas import EngineCheck, Prediction, ServedModel
 from medloop.storage.objects import ObjectStore, open_objects
@@ -36,6 +37,10 @@ READING = 4
 """Listings that are read from records at once: slow records must not take the threads that others need."""
 logger = logging.getLogger(__name__)
 
+RECORDING_SECONDS = 3.0
+"""What the recorder has in any case to deliver what waits, of the time in which the service must have stopped."""
+PART_SECONDS = 2.0
+"""How long one of the other parts is waited for: it may hang on a neighbour, and loses little."""
 NEIGHBOUR_SECONDS = 10.0
 """Between two looks at whether objects and records answer."""
 
@@ -47,6 +52,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, readiness: Readiness, metrics: CollectorRegistry) -> None:
+        self._readiness = readiness
         model, recording = settings.serving.model, settings.recording
         check_offered(settings.engine.engine, settings.engine.precision)
         registry = Registry(settings.tracking.tracking_uri)
@@ -99,14 +105,21 @@ class Service:
             work.start()
 
     def stop(self) -> None:
-        for work in self._background:
-            work.stop()
-        self.predictor.stop()
+        """End everything by the time that the readiness names, whatever hangs; the recorder has its seconds always."""
+        stop_by = self._readiness.stop_by or time.monotonic() + STOP_SECONDS
+
+        def left() -> float:
+            return max(0.0, stop_by - RECORDING_SECONDS - time.monotonic())
+
+        parts: list[Shadow | Periodic] = [*([self.shadow] if self.shadow is not None else []), *self._background]
+        for part in parts:  # all are told before any is waited for
+            part.begin_stop()
+        self.predictor.stop(left())
         self.dicom.close()
         self.correction_dicom.close()
-        if self.shadow is not None:
-            self.shadow.stop()
-        self.recorder.stop()
+        for part in parts:
+            part.stop(min(left(), PART_SECONDS))
+        self.recorder.stop(left() + RECORDING_SECONDS)
         self.records.close()
 
     @property

@@ -99,12 +99,17 @@ class Shadow:
         self._watching.start()
         self._thread.start()
 
-    def stop(self, timeout: float = 5.0) -> None:
-        """Write the disagreements that are known; what still waits to be compared is let go."""
+    def begin_stop(self) -> None:
+        """Let go what still waits to be compared, and begin to write the disagreements that are known."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._watching.stop()
+        self._watching.begin_stop()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Let go what still waits to be compared, and wait up to `timeout` seconds until the known disagreements are
+        written. The watcher is not waited for: it may be loading a network, and nothing is lost with it."""
+        self.begin_stop()
         self._thread.join(timeout)
 
     def describe(self) -> schemas.Shadow:

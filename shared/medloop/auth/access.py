@@ -38,6 +38,7 @@ class Access:
             records = open_records(StorageSettings().records_url)
             self.keys = KeyRing(records, HomeSettings().keys_dir / KEYS_FILE, settings.keys_seconds)
         self.tokens = _open_tokens(settings) if settings.oidc else None
+        self._parts = [part for part in (self.keys, self.tokens) if part is not None]
         self._buckets = Buckets()
         self._failures = Failures()
         self._reading: asyncio.Task[None] | None = None
@@ -50,19 +51,23 @@ class Access:
 
     @property
     def unready_reason(self) -> str | None:
-        """Why nobody with an API key can be let in; None when somebody can, or when no keys are asked for."""
-        return self.keys.unready_reason if self.keys is not None else None
+        """Why API keys cannot be checked at all, or, where there are none, tokens; else None."""
+        return self._parts[0].unready_reason if self._parts else None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        parts = [part for part in (self.keys, self.tokens) if part is not None]
-        for part in parts:
+        for part in self._parts:
             await asyncio.to_thread(part.start)
         try:
             yield
         finally:
-            for part in parts:
+            for part in self._parts:
                 await asyncio.to_thread(part.stop)
+
+    def begin_stop(self) -> None:
+        """Have what runs in the background end, without waiting for it."""
+        for part in self._parts:
+            part.begin_stop()
 
     async def admit(self, headers: Mapping[bytes, bytes], address: str) -> Principal:
         """Who the request with these headers (names in lower case) is from.

@@ -45,10 +45,15 @@ class KeyRing:
         self._thread = threading.Thread(target=self._follow, name="api-keys", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def begin_stop(self) -> None:
+        """Read no more; does not wait for a reading that is under way."""
         self._stop.set()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End; a reading that takes longer than `timeout` seconds is given up, since nothing is lost with it."""
+        self.begin_stop()
         if self._thread is not None:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout)
         self.records.close()
 
     @property

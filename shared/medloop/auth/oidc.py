@@ -70,10 +70,20 @@ class Tokens:
         self._thread = threading.Thread(target=self._follow, name="oidc-keys", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def begin_stop(self) -> None:
+        """Read no more; does not wait for a reading that is under way."""
         self._stop.set()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End; a reading that takes longer than `timeout` seconds is given up, since nothing is lost with it."""
+        self.begin_stop()
         if self._thread is not None:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout)
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why no token can be checked, as long as the provider's keys were never read."""
+        return None if self._keys else "tokens cannot be checked yet: the identity provider does not answer"
 
     def check(self, token: str) -> Caller:
         """Who the token is about.

@@ -6,7 +6,7 @@ problems.py  problem details (RFC 9457) for every error
 server.py    the server process: slow clients, too many connections, and how it stops
 """
 
-from medloop.http.app import App, Readiness, create_app
+from medloop.http.app import STOP_SECONDS, App, Readiness, create_app
 from medloop.http.guard import Direct
 from medloop.http.problems import problem
 from medloop.http.scopes import PRINCIPAL, require, route_scopes
@@ -14,6 +14,7 @@ from medloop.http.server import run, serve
 
 __all__ = [
     "PRINCIPAL",
+    "STOP_SECONDS",
     "App",
     "Direct",
     "Readiness",

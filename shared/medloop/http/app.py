@@ -4,8 +4,9 @@ It gives: `/livez`, `/readyz`, `/metrics`, OpenAPI, problem details (RFC 9457) f
 answers and logs, limits on what comes in, and the access rules of `medloop.auth`.
 """
 
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Response
@@ -22,6 +23,9 @@ from medloop.http.scopes import require, route_scopes
 from medloop.schemas import Problem
 from medloop.settings import ServerSettings
 
+STOP_SECONDS = 20.0
+"""How long stopping may take once no more connections are taken, requests and all parts of a service together:
+whoever stops it (Kubernetes, `medloop down`) kills it after 30 s, of which a load balancer needs some to notice."""
 _SCHEMA = {"schema": Problem.model_json_schema()}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -35,6 +39,7 @@ class Readiness:
         self._reason: str | None = "starting"
         self.access: Access | None = None
         self.draining = False
+        self.stop_by: float | None = None
 
     @property
     def reason(self) -> str | None:
@@ -52,9 +57,12 @@ class Readiness:
     def failed(self, reason: str) -> None:
         self._reason = reason
 
-    def drain(self) -> None:
-        """The process is about to stop: what was accepted is finished, and callers are told to go elsewhere."""
+    def drain(self, seconds: float = 0.0) -> None:
+        """The process is about to stop, after `seconds`: what was accepted is finished, and callers are told to go
+        elsewhere. From here on `stop_by` (on the clock of `time.monotonic`) is when everything should have ended."""
         self.draining = True
+        stop_by = time.monotonic() + seconds + STOP_SECONDS
+        self.stop_by = stop_by if self.stop_by is None else min(stop_by, self.stop_by)
 
 
 class App(FastAPI):
@@ -97,12 +105,11 @@ def create_app(
 
     @asynccontextmanager
     async def whole(app: FastAPI) -> AsyncIterator[None]:
-        async with access.running():
-            if lifespan is None:
-                yield
-                return
-            async with lifespan(app):
-                yield
+        async with access.running(), AsyncExitStack() as parts:
+            if lifespan is not None:
+                await parts.enter_async_context(lifespan(app))
+            parts.callback(access.begin_stop)  # before the service's own parts, whose end may take longer
+            yield
 
     app = App(
         title=f"MedLoop {title}",

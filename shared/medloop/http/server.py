@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 30
 """How long a connection may stay open without a request."""
-FINISH_SECONDS = 20
-"""How long accepted requests have to finish once the service stops; Kubernetes kills after 30 s."""
+FINISH_SECONDS = 12
+"""How long accepted requests have to finish once the service stops; what is left of STOP_SECONDS is for its parts."""
 LINGER_SECONDS = 1.0
 MAX_HEADER_BYTES = 64 * 2**10
 """Of one request, its address included; browsers and proxies send up to 8–16 KiB."""
@@ -147,11 +147,12 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.readiness.drain()
         if sig == signal.SIGTERM and self.stops_at is None and self.settings.drain_seconds > 0:
             self._captured_signals.append(sig)
+            self.readiness.drain(self.settings.drain_seconds)
             self.stops_at = time.monotonic() + self.settings.drain_seconds
         else:  # at once; asked twice, too
+            self.readiness.drain()
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:

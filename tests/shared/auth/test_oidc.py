@@ -180,6 +180,11 @@ def test_no_keys_is_no_refusal(provider: Provider) -> None:
     with pytest.raises(Unavailable):
         checker.check(provider.token())
     assert checker.problem is not None
+    assert checker.unready_reason is not None
+    provider.up = True
+    known = Tokens(settings(provider))
+    known.refresh()
+    assert known.unready_reason is None
 
 
 def test_weak_and_foreign_keys_are_not_used(provider: Provider) -> None:
