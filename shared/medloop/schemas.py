@@ -134,9 +134,11 @@ class PredictionBatch(Answer):
 
 
 class Correction(Answer):
-    """A person's label for a predicted image. The image lies in objects under `images/<2 hex>/<image_hash>`. It was made
-    of the file whose SHA-256 is `file_hash`, and of its frame `frame`, counted from 1, where that is a multi-frame
-    DICOM; whether that is the predicted file is only known where the prediction's record was there (`version` is set)."""
+    """A person's label for a predicted image, which lies in objects under `images/<2 hex>/<image_hash>`.
+
+    It was made of the file whose SHA-256 is `file_hash`, and of its frame `frame`, counted from 1, where that is a
+    multi-frame DICOM. That this is the predicted file is certain where `version` is set: the prediction was known.
+    """
 
     id: str
     created_at: datetime = Field(default_factory=now)
