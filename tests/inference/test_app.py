@@ -34,6 +34,7 @@ pytestmark = pytest.mark.anyio
 
 Evaluator = Any  # the small one of conftest.py
 Grey = Callable[..., bytes]
+REPOSITORY = Path(__file__).parents[2]
 PNG = {"content-type": "image/png"}
 JPEG = awkward_images(64)[1]
 
@@ -381,6 +382,16 @@ def test_who_is_turned_away_at_the_door_is_counted(service: Service, app: FastAP
     with pytest.raises(Overloaded):
         service.check_door()
     assert 'medloop_door_refusals_total{code="overloaded"} 1.0' in generate_latest(app.state.metrics).decode()
+
+
+def test_the_guide_names_every_metric_and_no_other(home: Path, tracking_uri: str) -> None:
+    app = create_app(Settings(serving=ServingSettings(model="tiny", shadow_share=1.0)))
+    text = generate_latest(app.state.metrics).decode()
+    told = set(re.findall(r"^# TYPE (medloop_\w+?)(?<!_created) ", text, re.MULTILINE))
+    guide = (REPOSITORY / "docs" / "metrics.md").read_text()
+    assert told == set(re.findall(r"\bmedloop_\w+", guide))
+    whats = guide.partition("| `what` |")[2].partition("\n\n")[0]
+    assert set(DEGRADED) == set(re.findall(r"`([a-z-]+)`", re.sub(r"\|[^|]*\|\n", "|\n", whats)))
 
 
 def test_a_shadow_s_figures_are_told(home: Path, tracking_uri: str) -> None:
