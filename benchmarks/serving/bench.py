@@ -127,6 +127,7 @@ class Bench:
             server.wait_ready(found.answers)
             if (kind.name, name) not in self._compared:
                 self._compared[kind.name, name] = found.compare()
+            server.settle()
             yield found
 
     @property

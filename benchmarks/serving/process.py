@@ -70,6 +70,16 @@ class Server:
             time.sleep(interval)
         return time.perf_counter() - self.started
 
+    def settle(self, share: float = 0.1, window: float = 0.5, timeout: float = 15.0) -> None:
+        """Return once the tree takes less than `share` of a processor, or after `timeout` seconds: what is still being
+        imported or compiled after a server says it is ready is not the cost of a request."""
+        until = time.perf_counter() + timeout
+        while time.perf_counter() < until:
+            before = self.cpu_seconds()
+            time.sleep(window)
+            if self.cpu_seconds() - before < share * window:
+                return
+
     def cpu_seconds(self) -> float:
         """User and system time of the tree so far; what has ended counts with the parent that waited for it."""
         return sum(sum(map(int, fields[11:15])) for fields in map(_stat, self.pids()) if fields) / _TICKS

@@ -65,6 +65,9 @@ class Service:
             self.watcher.served, QueueSettings(), lanes=1, dicom=DicomReader(), watch=self.ear, sink=self.ear
         )
 
+    def check_door(self) -> None:
+        self.predictor.admission.check()
+
 
 def load_version(bundle: Bundle, version: str) -> Served:
     return _load(bundle.digest, bundle.folder, version)

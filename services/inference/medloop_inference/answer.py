@@ -44,13 +44,14 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What an answer needs to know of its image: SHA-256 of its bytes, warnings about it, whether it is kept, the
-    seconds of each stage, and whether its activation map is wanted."""
+    seconds of each stage, whether its activation map is wanted, and which frame of DICOM it is."""
 
     image_hash: str
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     stored: bool = False
     cam: bool = False
+    frame: int | None = None
 
 
 class Composer:
@@ -97,6 +98,7 @@ class Composer:
             "reasons": reasons,
             "cam": None,
             "warnings": asked.warnings,
+            "frame": asked.frame,
             "image_stored": asked.stored,
             "milliseconds": {stage: round(taken * 1000, 3) for stage, taken in asked.seconds.items()},
         }

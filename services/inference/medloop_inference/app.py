@@ -95,7 +95,7 @@ async def _predict(request: Request, parts: Service) -> Response:
     predictor = parts.predictor
     options = _options(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    predictor.admission.check()  # before the body is read: refusing must cost little
+    parts.check_door()  # before the body is read: refusing must cost little
     if content_type == _MULTIPART:
         outcomes = await predictor.predict_many(await _read_files(request), options)
         return _json(_batch(outcomes))

@@ -35,11 +35,12 @@ logger = logging.getLogger(__name__)
 
 SLICE_S = 0.0015
 """How long a lane decodes before it looks at the network: short beside any answer, long beside a change of threads."""
-SMALL = Limits(max_pixels=4_000_000, max_bytes=4 * 2**20)
+SMALL = Limits(max_pixels=1_000_000, max_bytes=2 * 2**20)
 """What a quick lane decodes (tens of milliseconds at most); larger images go to the slow lanes."""
 SLOW_LANES = 2
-SLOW_IMAGES = 16
-"""Images that the slow lanes decode or keep waiting; seconds each, so that more of them would wait too long anyway."""
+SLOW_IMAGES = 64
+"""Images that the slow lanes decode or keep waiting: two requests with as many as go through at once. More of them would
+wait too long anyway."""
 
 Outcome: TypeAlias = Answer | MedLoopError
 Released: TypeAlias = Literal["full", "all-ready"]
@@ -90,6 +91,7 @@ class Item:
     image_hash: str = ""
     warnings: tuple[str, ...] = ()
     slow: bool = False  # decoded in a slow lane
+    is_dicom: bool = False
     ready: float = 0.0
     decode_s: float = 0.0
     plain: bytes | None = None  # what is stored in place of a DICOM file, which is full of names
@@ -302,6 +304,7 @@ class Batcher:
         if _is_late(item):
             raise _too_late()
         started = time.monotonic()
+        item.is_dicom = True
         read = self._dicom.read(item.image, item.options.frame)
         item.pixels = prepare_pixels(read.pixels, item.served.bundle.card.preparation)
         item.warnings = tuple(read.warnings)
@@ -369,7 +372,8 @@ class Batcher:
                 "total": ended - item.accepted,
             }
             self._watch.stage("queue", seconds["queue"])
-            asked.append(Asked(item.image_hash, seconds, item.warnings, item.stored, item.options.cam))
+            frame = item.options.frame if item.is_dicom else None
+            asked.append(Asked(item.image_hash, seconds, item.warnings, item.stored, item.options.cam, frame))
         return list(zip(batch, batch[0].served.composer.compose(asked, outputs), strict=True))
 
 

@@ -55,6 +55,8 @@ class Parts(Protocol):
     predictor: Predictor
     watcher: Watcher
 
+    def check_door(self) -> None: ...
+
 
 def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.service

@@ -95,7 +95,7 @@ async def invocations(request: Request, parts: Service) -> Response:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     options = options_of(request)
     parts.watcher.served()
-    parts.predictor.admission.check()  # before the body is read: refusing must cost little
+    parts.check_door()  # before the body is read: refusing must cost little
     body = await read_body(request)
     if content_type == _JSON:
         served = parts.watcher.served()

@@ -158,9 +158,9 @@ async def infer(
     encoding: Annotated[str | None, Header(alias="Content-Encoding")] = None,
 ) -> Response:
     _find(parts, name, version)
-    parts.predictor.admission.check()  # refusing must cost little: before the body is read, and before it is unpacked
+    parts.check_door()  # refusing must cost little: before the body is read, and before it is unpacked
     body = await read_body(request)
-    parts.predictor.admission.check()
+    parts.check_door()
     served = _find(parts, name, version)  # it may have changed while the body came in
     limit = MAX_JSON if header_length is None else MAX_INFLATED
 

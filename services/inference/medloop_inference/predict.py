@@ -74,6 +74,11 @@ class Predictor:
         self._batcher.stop(timeout)
 
     @property
+    def pace_limit(self) -> int:
+        """Images of the largest batch now."""
+        return self._batcher.pace.limit
+
+    @property
     def busy(self) -> bool:
         return self._batcher.busy
 

@@ -33,6 +33,8 @@ from medloop_inference.spool import Spool
 
 CORRECTING = 2
 """Corrections that are decoded and stored at once: they must not take the processor from predictions."""
+CORRECTION_SECONDS = 10.0
+"""How long a correction may wait for the process that reads DICOM; a person would rather wait than send it again."""
 READING = 4
 """Listings that are read from records at once: slow records must not take the threads that others need."""
 logger = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class Service:
             busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
             self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
         self.correcting, self.reading = CapacityLimiter(CORRECTING), CapacityLimiter(READING)
-        self.correction_dicom = DicomReader()
+        self.correction_dicom = DicomReader(wait_seconds=CORRECTION_SECONDS)
         self.corrections = Corrections(model, self.objects, self.records, self.correction_dicom)
         self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
         metrics.register(ServingState(self.watcher, lambda: self.degraded, self._gauges(), self._counters()))
@@ -152,6 +154,7 @@ class Service:
     def _gauges(self) -> list[Read]:
         admission, recorder, spool = self.predictor.admission, self.recorder, self.spool
         return [
+            ("medloop_batch_limit_images", "Images of the largest batch now", lambda: self.predictor.pace_limit),
             ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
             (
                 "medloop_queue_wait_seconds",
