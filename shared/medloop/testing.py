@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from medloop.bundle import GOLDEN, MODEL, REFERENCE, Bundle, Card, Conformal, Golden, write_card
+from medloop.engines import Network, open_network
 from medloop.errors import NotFound
 from medloop.outliers import Geometry, OutlierModel
-from medloop.engines import Network, open_network
 from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_DIGEST, Registry, State, Version
 from medloop.vision.golden import awkward_images
 from medloop.vision.prepare import PreparationSpec, prepare

@@ -39,8 +39,8 @@ SMALL = Limits(max_pixels=1_000_000, max_bytes=2 * 2**20)
 """What a quick lane decodes (tens of milliseconds at most); larger images go to the slow lanes."""
 SLOW_LANES = 2
 SLOW_IMAGES = 64
-"""Images that the slow lanes decode or keep waiting: two requests with as many as go through at once. More of them would
-wait too long anyway."""
+"""Images that the slow lanes decode or keep waiting: two requests with as many as go through at once. More of them
+would wait too long anyway."""
 
 Outcome: TypeAlias = Answer | MedLoopError
 Released: TypeAlias = Literal["full", "all-ready"]
