@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from medloop.vision.prepare import prepare
 from medloop_inference.app import create_app
 from medloop_inference.metrics import DEGRADED
 from medloop_inference.service import Service
-from medloop_inference.settings import ServingSettings, Settings
+from medloop_inference.settings import QueueSettings, ServingSettings, Settings
 from prometheus_client import generate_latest
 
 pytestmark = pytest.mark.anyio
@@ -409,8 +410,10 @@ async def test_a_document_describes_every_route(client: httpx.AsyncClient) -> No
 
 
 def test_with_200_distinct_images_in_flight_every_answer_belongs_to_its_image(
-    app: FastAPI, service: Service, evaluator: Evaluator, first: Bundle
+    settings: Settings, evaluator: Evaluator, first: Bundle
 ) -> None:
+    app = create_app(replace(settings, queue=QueueSettings(target_ms=60_000)))  # a cold start, and all at once
+    service: Service = app.state.service
     rng = np.random.default_rng(5)
     images = [encode_png(rng.integers(0, 256, (16, 16), np.uint8) // np.uint8(i % 5 + 1)) for i in range(200)]
     evaluator.champion(first)
