@@ -290,14 +290,30 @@ async def test_stopping_answers_what_was_accepted(ear: Ear, served: Served, grey
         await stopping
 
 
-async def test_a_large_image_holds_up_no_small_one(ear: Ear, served: Served, grey: Grey) -> None:
+class Holding(Ear):
+    """Holds whatever lane decodes the first image, as if that took until `gate` opens."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__()
+        self._gate, self.holds = gate, threading.Event()
+
+    def stage(self, stage: str, seconds: float) -> None:
+        if stage == "decode" and not self.holds.is_set():
+            self.holds.set()
+            assert self._gate.wait(10)
+        super().stage(stage, seconds)
+
+
+async def test_a_large_image_holds_up_no_small_one(served: Served, grey: Grey, gate: threading.Event) -> None:
     side = int(SMALL.max_pixels**0.5) + 8
     large = encode_png(np.full((side, side), 255, np.uint8))
-    async with predicting(ear, served, lanes=1) as predictor:
+    holding = Holding(gate)
+    async with predicting(holding, served, lanes=1) as predictor:
         big = asyncio.create_task(predictor.predict(large))
-        await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(holding.holds.wait, 10)
         small = given(await predictor.predict(grey(3)))
         assert not big.done()
+        gate.set()
         assert given(await big).label == "bright"
     assert small.label == "dark"
 
