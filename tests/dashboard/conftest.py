@@ -13,7 +13,9 @@ from medloop.http import Readiness, create_app
 from medloop.settings import ServerSettings
 from medloop.storage.objects import ObjectStore
 from medloop.testing import live_server
+from medloop_dashboard.connections import USER_HEADER
 from medloop_dashboard.screens import elements
+from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from .fakes import Fakes, routers
@@ -56,6 +58,14 @@ def page(fakes: Fakes) -> Iterator[Callable[[str], AppTest]]:
     yield make
     st.cache_data.clear()
     elements.connections.clear()
+
+
+@pytest.fixture
+def signed_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a person whom a proxy signed in; what a browser sends cannot be given to pages in tests."""
+    monkeypatch.setenv("MEDLOOP_AUTH", "proxy")
+    monkeypatch.setattr(ContextProxy, "headers", {USER_HEADER: "Ann Example"})
+    return "Ann Example"
 
 
 @pytest.fixture

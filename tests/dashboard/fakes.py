@@ -30,6 +30,7 @@ from medloop.schemas import (
     new_id,
 )
 from medloop.vision.decode import decode
+from medloop.vision.dicom import decode_dicom, is_dicom
 from medloop.vision.encode import encode_png
 
 CLASSES = ("dark", "bright")
@@ -47,7 +48,11 @@ class Fakes:
     url: str = ""
     predicted: list[bytes] = field(default_factory=list)
     explained: list[dict[str, str]] = field(default_factory=list)
+    shown: list[bytes] = field(default_factory=list)
+    """The images that were to be explained."""
     corrections: list[Correction] = field(default_factory=list)
+    corrected: list[bytes] = field(default_factory=list)
+    """The images that came with corrections."""
     approvals: list[ApprovalCreate] = field(default_factory=list)
     rollbacks: list[RollbackCreate] = field(default_factory=list)
     refuse: MedLoopError | None = None
@@ -67,7 +72,8 @@ class Fakes:
     def answer(self, data: bytes, explain: str | None) -> Prediction:
         """Bright images are "bright", what the tiny bundle says, near enough; black ones are unlike its images."""
         self.predicted.append(data)
-        bright = float(decode(data).pixels.mean()) / 255
+        pixels = decode_dicom(data).pixels if is_dicom(data) else decode(data).pixels
+        bright = float(pixels.mean()) / 255
         probabilities = {"dark": 1 - bright, "bright": bright}
         label = "bright" if bright >= 0.5 else "dark"
         kept = [label] if max(probabilities.values()) > 0.9 else ["bright", "dark"]
@@ -121,6 +127,7 @@ def _inference(fakes: Fakes) -> APIRouter:
     ) -> Correction:
         if fakes.refuse:
             raise fakes.refuse
+        fakes.corrected.append(await image.read())
         stored = correction(prediction_id=prediction_id, label=label, author=author, comment=comment)
         fakes.corrections.insert(0, stored)
         return stored
@@ -139,6 +146,7 @@ def _explainer(fakes: Fakes) -> APIRouter:
     async def explain(request: Request, model: str, version: str, target: Annotated[str, Query()]) -> Explanation:
         if fakes.refuse:
             raise fakes.refuse
+        fakes.shown.append(await request.body())
         fakes.explained.append({"model": model, "version": version, "target": target})
         overlay = base64.b64encode(encode_png(np.zeros((64, 64, 3), np.uint8))).decode()
         return Explanation(

@@ -11,11 +11,15 @@ from medloop.errors import MedLoopError
 from medloop.registry import Registry
 from medloop.settings import StorageSettings, TrackingSettings
 from medloop.storage.objects import ObjectStore, open_objects
+from medloop.vision.dicom_reader import DicomReader
 
 from medloop_dashboard.settings import DashboardSettings
 
 EXPLAIN_SECONDS = 120.0
 """How long a page waits for an explanation: SHAP of a large network on a busy processor takes a minute."""
+
+DICOM_SECONDS = 10.0
+"""How long a page waits while other sessions' DICOM files are being decoded."""
 
 USER_HEADER = "X-Forwarded-User"
 """Where authenticating proxies put the name of whom they signed in."""
@@ -25,13 +29,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """Clients of the services, the registry and the stored images. None is touched before a page asks."""
+    """Clients of the services, the registry, the stored images and what decodes DICOM. None is touched before a page
+    asks."""
 
     inference: InferenceClient
     evaluator: EvaluatorClient
     explainer: ExplainerClient
     registry: Registry
     objects: ObjectStore
+    dicom: DicomReader
     model: str | None
     """The registered model that pages open with."""
 
@@ -45,12 +51,14 @@ class Connections:
             explainer=ExplainerClient(settings.explainer_url, timeout=EXPLAIN_SECONDS, act_as=person),
             registry=Registry(TrackingSettings().tracking_uri),
             objects=open_objects(StorageSettings().objects_url),
+            dicom=DicomReader(wait_seconds=DICOM_SECONDS),
             model=settings.model,
         )
 
     def close(self) -> None:
         for client in (self.inference, self.evaluator, self.explainer):
             client.close()
+        self.dicom.close()
 
 
 def person() -> str | None:

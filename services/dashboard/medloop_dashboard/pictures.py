@@ -4,6 +4,8 @@ import base64
 
 import numpy as np
 from medloop.vision.decode import Pixels, decode
+from medloop.vision.dicom import is_dicom
+from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png
 from medloop.vision.overlay import enlarge
 from medloop.vision.prepare import PreparationSpec, prepare, prepare_pixels
@@ -12,6 +14,15 @@ from numpy.typing import NDArray
 LARGEST_SIDE = 1024  # px: more would only make the page heavy
 _SHOWN = PreparationSpec(mode="RGB", size=LARGEST_SIDE, fit="letterbox", filter="area")
 _THUMBNAIL = PreparationSpec(mode="RGB", size=96, fit="letterbox", filter="area")
+
+
+def plain_image(data: bytes, dicom: DicomReader) -> bytes:
+    """The image file itself; of a DICOM file, a PNG of the very pixels that inference sees, and nothing else.
+
+    Raises:
+        InvalidImage, UnsupportedImage, ImageTooLarge, Overloaded, Unavailable: as `DicomReader.read`.
+    """
+    return encode_png(dicom.read(data).pixels) if is_dicom(data) else data
 
 
 def viewable(data: bytes) -> bytes:

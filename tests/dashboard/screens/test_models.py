@@ -95,6 +95,17 @@ def test_rolling_back_takes_name_reason_and_confirmation(page: Page, fakes: Fake
     assert "Rolled back to version 1" in app.success[0].proto.title
 
 
+def test_whom_the_proxy_signed_in_approves_and_rolls_back(
+    page: Page, fakes: Fakes, studio: Studio, signed_in: str
+) -> None:
+    app = page("models").run()
+    assert [(field.value, field.disabled) for field in app.text_input] == [(signed_in, True)] * 2
+    app.text_area(key="rollback-reason").input("It calls dark images bright").run()
+    app.checkbox(key="back-1").check().run()
+    button(app, "Roll back to version 1").click().run()
+    assert [rolled.approver for rolled in fakes.rollbacks] == [signed_in]
+
+
 def test_without_a_model_it_says_what_to_do(page: Page, fakes: Fakes, tracking_uri: str) -> None:
     app = page("models").run()
     assert not app.exception

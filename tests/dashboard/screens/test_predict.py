@@ -1,14 +1,19 @@
 """The page that asks, explains and corrects."""
 
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import pytest
 from medloop.errors import StorageUnavailable
 from medloop.schemas import ServedModel
 from medloop.testing import free_port
+from medloop.vision.decode import decode
 from medloop.vision.encode import encode_png
 from medloop_dashboard.screens import elements
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from streamlit.testing.v1 import AppTest
 
 from ..fakes import HOSTILE, Fakes
@@ -19,6 +24,23 @@ Texts = Callable[[AppTest], str]
 BRIGHT = encode_png(np.full((16, 16, 1), 250, np.uint8))
 GREY = encode_png(np.full((16, 16, 1), 130, np.uint8))
 BLACK = encode_png(np.full((16, 16, 1), 2, np.uint8))
+
+
+def dicom(pixels: NDArray[np.uint8]) -> bytes:
+    """A file of one frame, [H, W]."""
+    meta, dataset = FileMetaDataset(), Dataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = pixels.tobytes()
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def upload(app: AppTest, *files: tuple[str, bytes]) -> AppTest:
@@ -173,3 +195,28 @@ def test_names_are_shown_as_text_only(page: Page, fakes: Fakes) -> None:
     app = upload(page("predict").run(), (HOSTILE, BRIGHT))
     assert HOSTILE in [element.value for element in app.text]
     assert not any(HOSTILE in element.value for element in app.markdown)
+
+
+def test_dicom_is_asked_about_shown_explained_and_corrected(page: Page, fakes: Fakes) -> None:
+    pixels = np.full((16, 16), 250, np.uint8)
+    pixels[:, 8:] = 240
+    sent = dicom(pixels)
+    app = page("predict").run()
+    uploader = app.file_uploader(key="images")
+    assert "DICOM" in uploader.label
+    assert not uploader.proto.type, "a file of DICOM may have no ending to be listed by"
+    app = save(upload(app, ("IM000001", sent)).run(), label="dark", author="Ada")
+    assert not app.error
+    assert len(app.image) == 4, "the upload is shown, too"
+    assert fakes.predicted == [sent]
+    assert fakes.corrected == [sent]
+    assert [decode(image).pixels[..., 0].tolist() for image in fakes.shown] == [pixels.tolist()]
+
+
+def test_whom_the_proxy_signed_in_signs_corrections(page: Page, fakes: Fakes, signed_in: str) -> None:
+    app = upload(page("predict").run(), ("a.png", BRIGHT))
+    name = next(field for field in app.text_input if field.label == "Your name")
+    assert (name.value, name.disabled) == (signed_in, True)
+    name.proto.disabled = False  # as in a browser that was tampered with
+    app = save(app, label="dark", author="Somebody else")
+    assert [correction.author for correction in fakes.corrections] == [signed_in]

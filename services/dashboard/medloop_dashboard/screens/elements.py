@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import streamlit as st
 from medloop.errors import MedLoopError
 
-from medloop_dashboard.connections import Connections
+from medloop_dashboard.connections import Connections, person
 from medloop_dashboard.wording import plain
 
 
@@ -28,6 +28,15 @@ def guarded(what: str) -> Iterator[None]:
         yield
     except MedLoopError as error:
         show_error(error, what)
+
+
+def ask_name(key: str, value: str = "") -> str:
+    """In whose name something is done. Whom the proxy in front signed in is not asked: services take no other name."""
+    if (known := person()) is not None:
+        # A key of its own for each person, since what a key holds goes before what is given here.
+        st.text_input("Your name", known, disabled=True, key=f"{key}-{known}", help="As whom you are signed in.")
+        return known  # and not what a browser says is in the field
+    return st.text_input("Your name", value, max_chars=200, key=key).strip()
 
 
 def choose_model(registered: Callable[[], Sequence[str]]) -> str | None:

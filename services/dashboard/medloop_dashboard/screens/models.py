@@ -9,7 +9,7 @@ from medloop.schemas import Approval, GateDecision, TimelineEntry
 from medloop_dashboard.connections import outcome
 from medloop_dashboard.runs import VersionRow
 from medloop_dashboard.screens import cached
-from medloop_dashboard.screens.elements import choose_model, connections, guarded, show_error
+from medloop_dashboard.screens.elements import ask_name, choose_model, connections, guarded, show_error
 from medloop_dashboard.wording import logged, moment, plain, short
 
 REFRESH_SECONDS = 3.0
@@ -106,7 +106,7 @@ def _show_approve(model: str, rows: list[VersionRow]) -> None:
         override = st.text_area(
             "Reason to approve although the gate failed", max_chars=2000, height=80, key=f"override-{version}"
         ).strip()
-    approver = st.text_input("Your name", max_chars=200, key="approver").strip()
+    approver = ask_name("approver")
     confirmed = st.checkbox(
         f"I have looked at the evaluation of version {plain(str(version))} and want it to answer in production",
         key=f"confirm-{version}",
@@ -156,7 +156,7 @@ def _show_rollback(model: str, rows: list[VersionRow]) -> None:
         st.caption("There is no earlier champion to go back to.")
         return
     st.markdown(f"The champion before was version **{plain(target)}**. Rolling back makes it answer again.")
-    approver = st.text_input("Your name", max_chars=200, key="rollback-approver").strip()
+    approver = ask_name("rollback-approver")
     reason = st.text_area("Reason", max_chars=2000, height=80, key="rollback-reason").strip()
     confirmed = st.checkbox(f"I want version {plain(target)} to answer in production again", key=f"back-{target}")
     champion = _champion(rows)

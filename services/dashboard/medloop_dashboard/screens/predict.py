@@ -12,12 +12,18 @@ from medloop.schemas import ClassActivation, Correction, Explanation, Prediction
 from medloop_dashboard import charts
 from medloop_dashboard.asking import Answer, Upload, ask
 from medloop_dashboard.connections import outcome
-from medloop_dashboard.pictures import viewable
+from medloop_dashboard.pictures import plain_image, viewable
 from medloop_dashboard.quality import HOW_TO_READ, METHOD_NAMES, quality_lines
-from medloop_dashboard.screens.elements import connections, guarded, show_error
+from medloop_dashboard.screens.elements import ask_name, connections, guarded, show_error
 from medloop_dashboard.wording import how_unlike, listed, percent, plain, ruled_out, timings, why_referred
 
 _IMAGE_PIXELS = 300
+_FORMATS = "Images (PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM)"
+_ABOUT_FORMATS = (
+    "What a file is, its content says, not its name: DICOM files (.dcm) often have no ending, which no list of endings "
+    "can name, so every file may be chosen here. DICOM of several frames cannot be asked about on this page, and "
+    "inference reads DICOM where it is installed with the extra `dicom`."
+)
 _DECISIONS = {"accept": "accepted", "refer": "refer to a person"}
 
 
@@ -25,10 +31,12 @@ _DECISIONS = {"accept": "accepted", "refer": "refer to a person"}
 class Desk:
     """What this browser session was told, so that a rerun of the page asks nothing twice.
 
-    `answers` go by the SHA-256 of the file, `explanations` and `corrections` by the id of the prediction.
+    `answers` and `plain` (what of the file a browser and the explainer can read) go by the SHA-256 of the file,
+    `explanations` and `corrections` by the id of the prediction.
     """
 
     answers: dict[str, Answer] = field(default_factory=dict)
+    plain: dict[str, bytes] = field(default_factory=dict)
     explanations: dict[str, Explanation | MedLoopError] = field(default_factory=dict)
     corrections: dict[str, Correction | MedLoopError] = field(default_factory=dict)
     author: str = ""
@@ -36,6 +44,7 @@ class Desk:
     def keep(self, digests: set[str]) -> None:
         """Forget the images that are no longer on the page."""
         self.answers = {digest: answer for digest, answer in self.answers.items() if digest in digests}
+        self.plain = {digest: image for digest, image in self.plain.items() if digest in digests}
         kept = {answer.id for answer in self.answers.values() if isinstance(answer, Prediction)}
         self.explanations = {key: value for key, value in self.explanations.items() if key in kept}
         self.corrections = {key: value for key, value in self.corrections.items() if key in kept}
@@ -47,7 +56,7 @@ def show() -> None:
     desk: Desk = st.session_state.setdefault("desk", Desk())
     with guarded("Inference cannot be asked"):
         _show_served(connections().inference.served_model())
-    files = st.file_uploader("Images (PNG, JPEG, TIFF, BMP, GIF, WebP)", accept_multiple_files=True, key="images")
+    files = st.file_uploader(_FORMATS, accept_multiple_files=True, key="images", help=_ABOUT_FORMATS)
     uploads = [Upload.of(file.name, file.getvalue()) for file in files]
     desk.keep({upload.digest for upload in uploads})
     if not uploads:
@@ -113,7 +122,7 @@ def _show_answer(desk: Desk, upload: Upload) -> None:
         left, right = st.columns([2, 3], gap="large")
         with left:
             with guarded("This image cannot be shown"):
-                st.image(viewable(upload.data), width=_IMAGE_PIXELS, alt="The uploaded image")
+                st.image(viewable(_plain(desk, upload)), width=_IMAGE_PIXELS, alt="The uploaded image")
             _show_activation(answer.cam)
         with right:
             _show_prediction(answer)
@@ -123,6 +132,13 @@ def _show_answer(desk: Desk, upload: Upload) -> None:
     # Last, since it takes longest: answer and form stand on the page before the explainer is asked.
     with explanation:
         _show_explanation(desk, upload, answer)
+
+
+def _plain(desk: Desk, upload: Upload) -> bytes:
+    """The file itself, or what a DICOM file shows; raises what `plain_image` raises."""
+    if upload.digest not in desk.plain:
+        desk.plain[upload.digest] = plain_image(upload.data, connections().dicom)
+    return desk.plain[upload.digest]
 
 
 def _show_activation(cam: ClassActivation | None) -> None:
@@ -174,7 +190,7 @@ def _show_explanation(desk: Desk, upload: Upload, answer: Prediction) -> None:
         with st.spinner("Explaining …", show_time=True):
             desk.explanations[answer.id] = outcome(
                 lambda: connections().explainer.explain(
-                    upload.data, model=model.name, version=model.version, target=answer.label
+                    _plain(desk, upload), model=model.name, version=model.version, target=answer.label
                 )
             )
     explanation = desk.explanations[answer.id]
@@ -213,14 +229,14 @@ def _show_correction(desk: Desk, upload: Upload, answer: Prediction) -> None:
         label = st.selectbox(
             "Right label", list(answer.probabilities), index=None, placeholder="Choose the class this image shows"
         )
-        author = st.text_input("Your name", value=desk.author, max_chars=200)
+        author = ask_name(f"author-{answer.id}", desk.author)
         comment = st.text_area(
             "Comment (optional)", max_chars=2000, height=80, placeholder="Why; nothing that could name a patient"
         )
         if not st.form_submit_button("Save correction", type="primary"):
             return
     desk.author = author
-    desk.corrections[answer.id] = outcome(lambda: _save(upload, answer, label, author.strip(), comment.strip()))
+    desk.corrections[answer.id] = outcome(lambda: _save(upload, answer, label, author, comment.strip()))
     st.rerun()
 
 
