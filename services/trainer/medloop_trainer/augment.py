@@ -29,7 +29,7 @@ class Augmentation:
         self._cutmix = v2.CutMix(alpha=recipe.cutmix_alpha, num_classes=classes)
         self._classes = classes
         self._probability = recipe.cutmix_probability
-        self._flip = recipe.horizontal_flip
+        self._flip = recipe.moves.horizontal_flip
 
     def __call__(self, images: Tensor, labels: Tensor, *, mix: bool) -> tuple[Tensor, Tensor]:
         """`images` uint8 [N, C, S, S] and `labels` int64 [N] → float32 [N, C, S, S] in [0, 255], targets [N, K].
