@@ -107,7 +107,13 @@ def speaking(bundle: Bundle | None) -> App:
     routers = [oip.router, invocations.router, stream.router]
     settings = ServerSettings()
     app = create_app(
-        "test", settings, routers=routers, readiness=readiness, lifespan=lifespan, streamed={stream.STREAMED}
+        "test",
+        settings,
+        routers=routers,
+        readiness=readiness,
+        lifespan=lifespan,
+        streamed={stream.STREAMED},
+        dialects={**oip.DIALECT, **invocations.DIALECT},
     )
     app.state.service = service
     return app

@@ -59,3 +59,17 @@ async def test_the_hot_path_is_guarded_and_records_who_asked(
         answer = await client.post(path, data=form, headers={"authorization": f"Bearer {other}"})
         assert (answer.status_code, answer.json()["field"]) == (403, "author")
     assert (HomeSettings().keys_dir / "api-keys.json").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("path", "member"), [("/v2/models/tiny/infer", "error"), ("/invocations", "message")])
+async def test_other_protocols_hear_in_their_own_words_that_they_may_not(
+    app: App, records: RecordStore, path: str, member: str
+) -> None:
+    reader = ApiKeys(records).issue("reader", ["correct"]).text
+    async with asgi_client(app) as client:
+        unknown = await client.post(path, content=b"")
+        refused = await client.post(path, content=b"", headers={"authorization": f"Bearer {reader}"})
+    assert (unknown.status_code, unknown.headers["www-authenticate"], refused.status_code) == (401, "Bearer", 403)
+    assert unknown.json()[member] == unknown.json()["detail"]
+    assert "the scope predict" in refused.json()[member]

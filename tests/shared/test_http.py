@@ -212,6 +212,49 @@ async def test_a_bare_application_gets_all_that_routes_get() -> None:
     assert 'medloop_requests_total{method="POST",route="/direct",status="429"} 1.0' in metrics
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("POST", "/spoken/direct", b"you", {"host": "evil.example"}, 403),
+        ("POST", "/spoken/direct", b"12345678901", {}, 413),
+        ("POST", "/spoken/direct", b"full", {}, 429),
+        ("POST", "/spoken/direct", b"broken", {}, 500),
+        ("GET", "/spoken/nowhere", b"", {}, 404),
+        ("POST", "/spoken", b"{}", {}, 405),
+        ("GET", "/spoken", b"", {}, 503),
+        ("PUT", "/spoken", b"{}", {}, 422),
+    ],
+)
+async def test_whoever_refuses_says_so_in_the_words_of_the_protocol(
+    method: str, path: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    router = APIRouter()
+
+    @router.get("/spoken")
+    async def busy() -> None:
+        raise Unavailable("Not now.")
+
+    @router.put("/spoken")
+    async def number(body: Body) -> int:
+        return body.number
+
+    app = create_app(
+        "test",
+        ServerSettings(max_body_bytes=10),
+        routers=[router],
+        readiness=Readiness(),
+        direct={("POST", "/spoken/direct"): Direct(hello, "predict")},
+        dialects={"spoken": lambda found: {"error": f"{found.status} {found.detail}"}},
+    )
+    async with asgi_client(app) as client:
+        refused = await client.request(method, path, content=body, headers=headers)
+        elsewhere = (await client.get("/spokenfor")).json()
+    document = refused.json()
+    assert (refused.status_code, refused.headers["content-type"]) == (status, "application/problem+json")
+    assert document["error"] == f"{status} {document['detail']}"
+    assert (elsewhere["status"], "error" in elsewhere) == (404, False)
+
+
 async def test_a_streamed_body_may_be_of_any_size(client: httpx.AsyncClient) -> None:
     assert (await client.post("/streamed", content=bytes(5000))).json() == 5000
     assert (await client.post("/length", content=bytes(5000))).status_code == 413

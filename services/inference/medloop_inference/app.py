@@ -231,6 +231,7 @@ def create_app(settings: Settings) -> App:
         lifespan=lifespan,
         auth=settings.auth,
         streamed={stream.STREAMED},
+        dialects={**oip.DIALECT, **invocations.DIALECT},
         direct={("POST", "/v1/predict"): Direct(predict_directly, "predict")},
     )
     app.state.service = Service(settings, readiness, app.state.metrics)

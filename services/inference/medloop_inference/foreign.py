@@ -1,11 +1,10 @@
-"""What the protocols of others have in common: bodies read safely, images however they are written, refusals in the
-words that their clients look for."""
+"""What the protocols of others have in common: bodies read safely, and images however they are written."""
 
 import binascii
 import gc
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
@@ -13,12 +12,10 @@ import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
-from fastapi import Depends, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
+from fastapi import Depends, Request
 from medloop.bundle import Pixels
-from medloop.errors import BodyTooLarge, InvalidRequest, MedLoopError, RateLimited, Unavailable
-from medloop.http import App, problem
+from medloop.errors import BodyTooLarge, InvalidRequest, MedLoopError, Unavailable
+from medloop.http import App
 from medloop.vision.prepare import PreparationSpec
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -40,7 +37,6 @@ JSON_LIMIT: Final = (
 )
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 LONGEST_TIMEOUT_MS = 600_000
-PROBLEM = "application/problem+json"
 _SLOW_BYTES = 2**17  # a longer body takes a millisecond or more to parse, and everybody else waits for the event loop
 
 _MAX_MARKS = 2**14  # quotation marks and braces: those of 256 images need a few thousand
@@ -71,26 +67,6 @@ def check_ready(request: Request) -> None:
     app: App = request.app
     if (reason := app.readiness.reason) is not None:
         raise Unavailable(f"Not ready: {reason}.")
-
-
-def route_refusing_with(members: Callable[[MedLoopError], Mapping[str, Any]]) -> type[APIRoute]:
-    """A route whose problem documents also carry `members`, where a protocol's own clients look for what is wrong."""
-
-    class Route(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
-
-            async def answer(request: Request) -> Response:
-                try:
-                    return await handle(request)
-                except MedLoopError as error:
-                    document = problem(error, request.url.path).model_dump(mode="json", exclude_none=True)
-                    headers = {"retry-after": str(error.retry_after)} if isinstance(error, RateLimited) else None
-                    return JSONResponse({**document, **members(error)}, error.status, headers, media_type=PROBLEM)
-
-            return answer
-
-    return Route
 
 
 async def read_body(request: Request) -> bytes:

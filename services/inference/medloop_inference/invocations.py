@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from medloop.bundle import Pixels
-from medloop.errors import InvalidRequest, MedLoopError, UnsupportedImage
-from medloop.http import require
-from medloop.schemas import Prediction
+from medloop.errors import InvalidRequest, UnsupportedImage
+from medloop.http import Dialects, require
+from medloop.schemas import Prediction, Problem
 from medloop.vision.prepare import PreparationSpec
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
@@ -33,7 +33,6 @@ from medloop_inference.foreign import (
     parsed,
     pixels_of,
     read_body,
-    route_refusing_with,
 )
 
 _JSON: Final = "application/json"
@@ -61,15 +60,16 @@ class Predictions(BaseModel):
     predictions: list[Prediction]
 
 
-def _members(error: MedLoopError) -> dict[str, Any]:
+def _members(problem: Problem) -> dict[str, Any]:
     # As MLflow's own server names it.
-    return {"error_code": "BAD_REQUEST" if error.status < 500 else "INTERNAL_ERROR", "message": error.detail}
+    return {"error_code": "BAD_REQUEST" if problem.status < 500 else "INTERNAL_ERROR", "message": problem.detail}
+
+
+DIALECT: Final[Dialects] = {"invocations": _members, "ping": _members}
 
 
 # `/ping` is open to everybody, as the shared access rules have it.
-router = APIRouter(
-    tags=["mlflow and sagemaker"], route_class=route_refusing_with(_members), dependencies=[require("predict")]
-)
+router = APIRouter(tags=["mlflow and sagemaker"], dependencies=[require("predict")])
 
 
 @router.get("/ping", summary="A model answers")

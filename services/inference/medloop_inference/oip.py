@@ -7,12 +7,13 @@ one image of a batch, so one that cannot be read fails its request, which says w
 
 from dataclasses import replace
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Request, Response
 from medloop import __version__
-from medloop.errors import MedLoopError, NotFound
-from medloop.http import require
+from medloop.errors import NotFound
+from medloop.http import Dialects, require
+from medloop.schemas import Problem
 from pydantic import BaseModel
 
 from medloop_inference.answer import Options
@@ -30,7 +31,6 @@ from medloop_inference.foreign import (
     options_of,
     parsed,
     read_body,
-    route_refusing_with,
 )
 from medloop_inference.tensors import (
     INPUT,
@@ -82,16 +82,12 @@ class ModelReady(BaseModel):
     ready: bool
 
 
-def _members(error: MedLoopError) -> dict[str, Any]:
-    return {"error": error.detail}
+def _members(problem: Problem) -> dict[str, Any]:
+    return {"error": problem.detail}
 
 
-router = APIRouter(
-    prefix="/v2",
-    tags=["open inference protocol"],
-    route_class=route_refusing_with(_members),
-    dependencies=[require("predict")],
-)
+DIALECT: Final[Dialects] = {"v2": _members}
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], dependencies=[require("predict")])
 _INFER: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {

@@ -8,7 +8,7 @@ server.py    the server process: slow clients, too many connections, and how it 
 
 from medloop.http.app import STOP_SECONDS, App, Readiness, create_app
 from medloop.http.guard import Direct
-from medloop.http.problems import problem
+from medloop.http.problems import Dialects, problem
 from medloop.http.scopes import PRINCIPAL, require, route_scopes
 from medloop.http.server import run, serve
 
@@ -16,6 +16,7 @@ __all__ = [
     "PRINCIPAL",
     "STOP_SECONDS",
     "App",
+    "Dialects",
     "Direct",
     "Readiness",
     "create_app",

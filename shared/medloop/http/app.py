@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from medloop import __version__
 from medloop.auth import Access, AuthSettings
 from medloop.http.guard import Direct, Guard
-from medloop.http.problems import PROBLEM, add_handlers
+from medloop.http.problems import PROBLEM, Dialects, add_handlers
 from medloop.http.scopes import require, route_scopes
 from medloop.schemas import Problem
 from medloop.settings import ServerSettings
@@ -89,6 +89,7 @@ def create_app(
     auth: AuthSettings | None = None,
     direct: Mapping[tuple[str, str], Direct] | None = None,
     streamed: Collection[str] = (),
+    dialects: Dialects | None = None,
 ) -> App:
     """An API with everything that all of MedLoop's have; `routers` add what it is for.
 
@@ -98,6 +99,8 @@ def create_app(
 
     Bodies of the paths in `streamed` may be of any size and take any time, as long as something arrives every
     `body_seconds`: whoever reads them must bound what is held.
+
+    `dialects` has what problem documents under a path hold beside the members of RFC 9457.
 
     Each route says which scope it needs (`require`); a router with one that says nothing is for `admin` alone.
     """
@@ -124,11 +127,13 @@ def create_app(
     app.readiness = readiness
     readiness.access = access
     app.access = access
-    add_handlers(app)
+    add_handlers(app, dialects or {})
     app.include_router(_operations(readiness, metrics))
     for router in routers:
         app.include_router(router, dependencies=[] if all(route_scopes(router.routes).values()) else [require("admin")])
-    app.guard = Guard(super(App, app).__call__, settings, access, metrics, readiness, direct or {}, streamed)
+    app.guard = Guard(
+        super(App, app).__call__, settings, access, metrics, readiness, direct or {}, streamed, dialects or {}
+    )
     return app
 
 

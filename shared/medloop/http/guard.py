@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medloop.auth import ANONYMOUS, OPEN_PATHS, Access, Principal, principal
 from medloop.errors import BodyTooLarge, BodyTooSlow, MedLoopError, Overloaded
-from medloop.http.problems import send_problem, tell
+from medloop.http.problems import Dialects, send_problem, tell
 from medloop.http.scopes import PRINCIPAL
 from medloop.log import request_id
 from medloop.schemas import new_id
@@ -57,7 +57,8 @@ class Guard:
         metrics: CollectorRegistry,
         state: _Drains,
         direct: Mapping[tuple[str, str], Direct],
-        streamed: Collection[str] = (),
+        streamed: Collection[str],
+        dialects: Dialects,
     ) -> None:
         self.app = app
         self.settings = settings
@@ -65,6 +66,7 @@ class Guard:
         self.state = state
         self.direct = dict(direct)
         self.streamed = frozenset(streamed)
+        self.dialects = dialects
         self._count = Counter("medloop_requests", "Requests answered", ["method", "route", "status"], registry=metrics)
         self._seconds = Histogram(
             "medloop_request_seconds", "From the first byte in to the last byte out", ["route"], registry=metrics
@@ -87,7 +89,7 @@ class Guard:
         who_token = principal.set(None)
         method, path = scope["method"], scope["path"]
         streamed = path in self.streamed
-        exchange = _Exchange(receive, send, path, current, self.settings, self.state, None if streamed else self._held)
+        exchange = _Exchange(self, receive, send, path, current, None if streamed else self._held)
         direct = self.direct.get((method, path))
         try:
             who = ANONYMOUS if path in OPEN_PATHS else await self._admit(scope, headers)
@@ -100,14 +102,14 @@ class Guard:
             tell(refusal)
             if exchange.started:
                 raise
-            await send_problem(refusal, path, exchange.send)
+            await send_problem(refusal, path, exchange.send, self.dialects)
         except Exception:  # the outermost edge: whatever gets here is a defect
             if exchange.started:
                 raise
             if exchange.refusal is None:  # else reading was cut off on purpose, and the answer says why
                 # The traceback goes to the log; the caller learns only where to look.
                 logger.exception("unexpected error")
-            await send_problem(_UNEXPECTED, path, exchange.send)
+            await send_problem(_UNEXPECTED, path, exchange.send, self.dialects)
         finally:
             exchange.end()
             route = path if direct is not None else getattr(scope.get("route"), "path", "unmatched")
@@ -156,23 +158,16 @@ class _Exchange:
     """
 
     __slots__ = (
-        "_current", "_deadline", "_ended", "_held", "_path", "_receive", "_received", "_replaced", "_send",
-        "_settings", "_state", "refusal", "started", "status",
+        "_current", "_deadline", "_ended", "_guard", "_held", "_path", "_receive", "_received", "_replaced", "_send",
+        "refusal", "started", "status",
     )  # fmt: skip
 
     def __init__(
-        self,
-        receive: Receive,
-        send: Send,
-        path: str,
-        current: bytes,
-        settings: ServerSettings,
-        state: _Drains,
-        held: _Held | None,
+        self, guard: Guard, receive: Receive, send: Send, path: str, current: bytes, held: _Held | None
     ) -> None:
+        self._guard, self._held = guard, held
         self._receive, self._send = receive, send
         self._path, self._current = path, current
-        self._settings, self._state, self._held = settings, state, held
         self._received = 0
         self._deadline = 0.0
         self._ended = False
@@ -188,13 +183,14 @@ class _Exchange:
             return await self._receive()
         now = asyncio.get_running_loop().time()
         if self._held is None or not self._deadline:
-            self._deadline = now + self._settings.body_seconds
+            self._deadline = now + self._guard.settings.body_seconds
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
+            seconds = self._guard.settings.body_seconds
             self.refusal = BodyTooSlow(
-                f"The request had not arrived after {self._settings.body_seconds:g} s; send it faster, or less of it."
+                f"The request had not arrived after {seconds:g} s; send it faster, or less of it."
             )
             return {"type": "http.disconnect"}
         self._ended = not message.get("more_body", False)
@@ -205,8 +201,8 @@ class _Exchange:
     def _count(self, held: _Held, size: int) -> None:
         self._received += size
         held.bytes += size
-        if self._received > self._settings.max_body_bytes:
-            self.refusal = _too_large(self._settings.max_body_bytes)
+        if self._received > self._guard.settings.max_body_bytes:
+            self.refusal = _too_large(self._guard.settings.max_body_bytes)
         elif held.bytes > held.limit and self._received < held.bytes:  # who is alone is never refused for it
             self.refusal = Overloaded(
                 "The bodies that are being sent fill the memory set aside; send this again later."
@@ -223,7 +219,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             if self.refusal is not None and not self.started:
                 self.started = True
-                await send_problem(self.refusal, self._path, self._forward)
+                await send_problem(self.refusal, self._path, self._forward, self._guard.dialects)
                 self._replaced = True
                 return
             self.started = True
@@ -234,7 +230,7 @@ class _Exchange:
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self._current)]
             # Who goes on sending a body that nobody reads must not keep the connection.
-            if self._state.draining or self.status in _ENDING:
+            if self._guard.state.draining or self.status in _ENDING:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 PROBLEM = "application/problem+json"
 TOLD_SECONDS = 60.0
 
+Dialects = Mapping[str, Callable[[Problem], Mapping[str, Any]]]
+"""By the first segment of a path, such as `v2`: what problem documents there hold as well, since a protocol's own
+clients look for what is wrong in members of their own."""
+
 
 def problem(error: MedLoopError, instance: str | None = None) -> Problem:
     """The problem document of an error."""
@@ -37,9 +42,17 @@ def problem(error: MedLoopError, instance: str | None = None) -> Problem:
     )
 
 
-async def send_problem(error: MedLoopError, instance: str, send: Send) -> None:
+def _written(document: Problem, dialects: Dialects) -> bytes:
+    members = document.model_dump(mode="json", exclude_none=True)
+    segment = (document.instance or "").removeprefix("/").partition("/")[0]
+    if (spoken := dialects.get(segment)) is not None:
+        members |= spoken(document)
+    return json.dumps(members).encode()
+
+
+async def send_problem(error: MedLoopError, instance: str, send: Send, dialects: Dialects) -> None:
     """Answer with `error`, in bare ASGI."""
-    body = json.dumps(problem(error, instance).model_dump(mode="json", exclude_none=True)).encode()
+    body = _written(problem(error, instance), dialects)
     headers = {"content-type": PROBLEM, "content-length": str(len(body)), **headers_of(error)}
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
@@ -76,38 +89,37 @@ class Teller:
 tell = Teller()
 
 
-def add_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(MedLoopError, _handle_ours)
-    app.add_exception_handler(RequestValidationError, _handle_validation)
-    app.add_exception_handler(HTTPException, _handle_http)
+def add_handlers(app: FastAPI, dialects: Dialects) -> None:
+    handlers = _Handlers(dialects)
+    app.add_exception_handler(MedLoopError, handlers.ours)
+    app.add_exception_handler(RequestValidationError, handlers.validation)
+    app.add_exception_handler(HTTPException, handlers.http)
     app.add_exception_handler(Exception, _pass_on)
 
 
-def _respond(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(document.model_dump(mode="json", exclude_none=True))
-    return Response(content, document.status, media_type=PROBLEM, headers=headers)
+class _Handlers:
+    """What answers for routes."""
 
+    def __init__(self, dialects: Dialects) -> None:
+        self._dialects = dialects
 
-async def _handle_ours(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MedLoopError)  # noqa: S101 - what Starlette's table of handlers promises
-    tell(error)
-    return _respond(problem(error, request.url.path), headers_of(error))
+    async def ours(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, MedLoopError)  # noqa: S101 - what Starlette's table of handlers promises
+        tell(error)
+        return self._respond(problem(error, request.url.path), headers_of(error))
 
+    async def validation(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+        found = [{"where": ".".join(map(str, e["loc"])), "what": said(e)} for e in error.errors()]
+        first = f"{found[0]['where']}: {found[0]['what']}" if found else "the request does not fit the schema"
+        document = problem(InvalidRequest(f"The request is not valid: {first}.", errors=found), request.url.path)
+        return self._respond(document.model_copy(update={"status": 422, "title": HTTPStatus(422).phrase}))
 
-async def _handle_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    found = [{"where": ".".join(map(str, e["loc"])), "what": said(e)} for e in error.errors()]
-    first = f"{found[0]['where']}: {found[0]['what']}" if found else "the request does not fit the schema"
-    document = problem(InvalidRequest(f"The request is not valid: {first}.", errors=found), request.url.path)
-    return _respond(document.model_copy(update={"status": 422, "title": HTTPStatus(422).phrase}))
-
-
-async def _handle_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    title = HTTPStatus(error.status_code).phrase
-    code = title.lower().replace(" ", "-")
-    return _respond(
-        Problem(
+    async def http(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - as above
+        title = HTTPStatus(error.status_code).phrase
+        code = title.lower().replace(" ", "-")
+        document = Problem(
             type=f"urn:medloop:problem:{code}",
             title=title,
             status=error.status_code,
@@ -115,9 +127,11 @@ async def _handle_http(request: Request, error: Exception) -> Response:
             code=code,
             instance=request.url.path,
             request_id=request_id.get(),
-        ),
-        error.headers,
-    )
+        )
+        return self._respond(document, error.headers)
+
+    def _respond(self, document: Problem, headers: Mapping[str, str] | None = None) -> Response:
+        return Response(_written(document, self._dialects), document.status, media_type=PROBLEM, headers=headers)
 
 
 async def _pass_on(_: Request, error: Exception) -> Response:
