@@ -88,7 +88,7 @@ def _load(digest: str, folder: Path, version: str) -> Served:
     return load(read_bundle(folder), approval)
 
 
-def speaking(bundle: Bundle | None) -> App:
+def speaking(bundle: Bundle | None, **settings: int) -> App:
     """An app that speaks all protocols and answers with `bundle`, version 1 of the model tiny."""
     readiness = Readiness()
     service = Service(bundle)
@@ -105,10 +105,9 @@ def speaking(bundle: Bundle | None) -> App:
         predictor.stop()
 
     routers = [oip.router, invocations.router, stream.router]
-    settings = ServerSettings()
     app = create_app(
         "test",
-        settings,
+        ServerSettings.model_validate(settings),
         routers=routers,
         readiness=readiness,
         lifespan=lifespan,

@@ -2,8 +2,9 @@
 
 In: NDJSON, `{"id": …, "image": base64}` a line, or multipart/form-data, which spares the third that base64 adds. Out:
 NDJSON, a line for each image as soon as it is answered or refused, then one summary. A bounded number of images is in
-work at once; when the service is busy, the stream waits and reads no further, so the network's own flow control slows
-the sender down. A client that reads nothing until it has sent everything may have 1,000 images in one request.
+work at once; when the service is busy, or all requests together hold enough, the stream waits and reads no further, so
+the network's own flow control slows the sender down. A client that reads nothing until it has sent everything may have
+1,000 images in one request.
 
 When the service stops, a stream reads no further: what it has read is answered, and the summary says how far it got.
 """
@@ -19,6 +20,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fastapi import APIRouter, Request, Response
 from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unavailable, UnsupportedImage
 from medloop.http import App, Readiness, problem, require
+from medloop.http.held import SHARE, Share
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -67,15 +69,16 @@ async def predict_stream(request: Request, parts: Service) -> Response:
     if app.readiness.draining:
         raise Unavailable("The service stops; send the stream again in a moment.")
     parts.watcher.served()
+    share: Share = request.scope[SHARE]
     given = request.headers.get("content-type", "")
     content_type = given.partition(";")[0].strip().lower()
     if content_type in _LINES:
-        entries = read_lines(request.stream())
+        entries = read_lines(request.stream(), share)
     elif content_type == MULTIPART:
-        entries = read_parts(request.stream(), boundary_of(given))
+        entries = read_parts(request.stream(), boundary_of(given), share)
     else:
         raise UnsupportedImage(f"Send {NDJSON}, or {MULTIPART} with an image in each part.")
-    return _Answering(entries, parts.predictor, options_of(request), app.readiness)
+    return _Answering(entries, parts.predictor, options_of(request), app.readiness, share)
 
 
 class _Window:
@@ -109,12 +112,17 @@ class _Answering(Response):
     stops."""
 
     def __init__(
-        self, entries: AsyncIterator[Entry], predictor: Predictor, options: Options, readiness: Readiness
+        self,
+        entries: AsyncIterator[Entry],
+        predictor: Predictor,
+        options: Options,
+        readiness: Readiness,
+        share: Share,
     ) -> None:
         super().__init__(media_type=NDJSON)
         del self.headers["content-length"]
         self._entries, self._predictor, self._options = entries, predictor, options
-        self._window = _Window()
+        self._window, self._share = _Window(), share
         self._answered = self._refused = 0
         self._problem: MedLoopError | None = None  # what broke the body off
         self._readiness = readiness
@@ -147,6 +155,7 @@ class _Answering(Response):
             try:
                 while (entry := await self._next()) is not None:
                     size = 0 if isinstance(entry.image, MedLoopError) else len(entry.image)
+                    self._share.add(size)
                     await self._window.enter(size)
                     answering.start_soon(self._answer, entry, size, lines)
             except ClientDisconnect:
@@ -159,9 +168,16 @@ class _Answering(Response):
         """The next entry; None at the end, or when the service stops."""
         with anyio.CancelScope() as self._reading:
             if not self._stopping:
+                await self._room()
                 return await anext(self._entries, None)
         self._cut_off = True
         return None
+
+    async def _room(self) -> None:
+        """Between two entries, wait for others to let go of theirs: one that has begun could only be refused."""
+        with anyio.move_on_after(PATIENCE_S):
+            while self._share.crowded:
+                await anyio.sleep(LOOK_S)
 
     async def _look_for_stop(self, everything: anyio.CancelScope) -> None:
         while not self._readiness.draining:  # set by a signal, which wakes nobody
@@ -189,6 +205,7 @@ class _Answering(Response):
             await lines.send(b'{"index":%d,"id":%s,%s}\n' % (entry.index, to_json(entry.id), result))
         finally:
             self._window.leave(size)
+            self._share.remove(size)
 
     async def _outcome(self, entry: Entry) -> Answer | MedLoopError:
         if isinstance(entry.image, MedLoopError):

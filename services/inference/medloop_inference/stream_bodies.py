@@ -1,15 +1,17 @@
 """Images out of a body that is still arriving, one after the other: lines of JSON, or the parts of a form.
 
-Neither ever holds more than one image and what has arrived of the next. What is no image becomes an error in its place;
-when the body itself is broken, or keeps an image that has begun from ending, reading ends with InvalidRequest.
+Neither ever holds more than one image and what has arrived of the next, which counts as the request's share of what all
+may hold: where they hold too much, it is let go. What is no image, or was let go, becomes an error in its place; when
+the body itself is broken, or keeps an image that has begun from ending, reading ends with InvalidRequest.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import anyio
 from medloop.errors import BodyTooSlow, ImageTooLarge, InvalidRequest, MedLoopError
+from medloop.http.held import Share
 from medloop.vision.decode import DEFAULT_LIMITS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -91,24 +93,55 @@ def _line_too_large() -> ImageTooLarge:
     )
 
 
-async def read_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Entry]:
+class _Unfinished:
+    """What has arrived of an entry, up to `most` bytes that `share` counts. Of one that cannot be held nothing is kept
+    but why."""
+
+    def __init__(self, share: Share, most: int, too_large: Callable[[], MedLoopError]) -> None:
+        self._share, self._most, self._too_large = share, most, too_large
+        self._counted = 0
+        self.data = bytearray()
+        self.refusal: MedLoopError | None = None
+
+    def add(self, piece: bytes) -> None:
+        if self.refusal is not None:
+            return
+        if len(self.data) + len(piece) > self._most:
+            self._let_go(self._too_large())
+            return
+        self.data += piece
+        self._counted += len(piece)
+        if (overloaded := self._share.add(len(piece))) is not None:
+            self._let_go(overloaded)
+
+    def next_entry(self) -> None:
+        self._share.remove(self._counted)
+        self._counted = 0
+        self.data, self.refusal = bytearray(), None
+
+    def _let_go(self, why: MedLoopError) -> None:
+        self.next_entry()
+        self.refusal = why
+
+
+async def read_lines(chunks: AsyncIterator[bytes], share: Share) -> AsyncIterator[Entry]:
     """The entries of an NDJSON body; blank lines count for nothing."""
-    index, buffer, too_long = 0, bytearray(), False
+    index, line = 0, _Unfinished(share, MAX_LINE, _line_too_large)
     arriving = _Arriving(chunks)
     async for chunk in _ended(arriving):
         *complete, rest = chunk.split(b"\n")
         for piece in complete:
-            buffer += piece
-            too_long = too_long or len(buffer) > MAX_LINE
-            if too_long or (buffer and not buffer.isspace()):
-                yield await _entry(index, _line_too_large() if too_long else buffer)
+            line.add(piece)
+            entry = None
+            if line.refusal is not None or (line.data and not line.data.isspace()):
+                entry = await _entry(index, line.refusal or line.data)
                 index += 1
-            buffer, too_long = bytearray(), False
+            line.next_entry()
+            if entry is not None:
+                yield entry
             arriving.next_entry()
-        buffer += rest
-        if len(buffer) > MAX_LINE:
-            buffer, too_long = bytearray(), True
-        arriving.begun = too_long or bool(buffer)
+        line.add(rest)
+        arriving.begun = line.refusal is not None or bool(line.data)
 
 
 async def _ended(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -144,12 +177,12 @@ def _read_line(index: int, line: bytearray) -> Entry:
 class _Parts:
     """Collects the parts of a form as its parser meets them."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share) -> None:
         self.complete: list[Entry] = []
         self.begun = self.ended = False
         self._count = 0
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
-        self._data, self._too_large = bytearray(), False
+        self._part = _Unfinished(share, MAX_IMAGE, _too_large)
 
     @property
     def callbacks(self) -> "MultipartCallbacks":
@@ -164,7 +197,7 @@ class _Parts:
         }
 
     def on_part_begin(self) -> None:
-        self._disposition, self._data, self._too_large = b"", bytearray(), False
+        self._disposition = b""
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self.begun = True
@@ -180,25 +213,23 @@ class _Parts:
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self.begun = True
-        if len(self._data) + end - start > MAX_IMAGE:
-            self._too_large = True
-        elif not self._too_large:
-            self._data += data[start:end]
+        self._part.add(data[start:end])
 
     def on_part_end(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"filename", options.get(b"name", b"")).decode(errors="replace")
-        self.complete.append(Entry(self._count, name, _too_large() if self._too_large else bytes(self._data)))
+        self.complete.append(Entry(self._count, name, self._part.refusal or bytes(self._part.data)))
         self._count += 1
-        self.begun, self._data = False, bytearray()
+        self.begun = False
+        self._part.next_entry()
 
     def on_end(self) -> None:
         self.ended = True
 
 
-async def read_parts(chunks: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[Entry]:
+async def read_parts(chunks: AsyncIterator[bytes], boundary: bytes, share: Share) -> AsyncIterator[Entry]:
     """The entries of a multipart body: every part is an image, and its file name (else its name) the id."""
-    parts, arriving = _Parts(), _Arriving(chunks)
+    parts, arriving = _Parts(share), _Arriving(chunks)
     try:
         parser = MultipartParser(boundary, parts.callbacks)
         async for chunk in arriving:

@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medloop.auth import ANONYMOUS, OPEN_PATHS, Access, Principal, principal
-from medloop.errors import BodyTooLarge, BodyTooSlow, MedLoopError, Overloaded
+from medloop.errors import BodyTooLarge, BodyTooSlow, MedLoopError
+from medloop.http.held import SHARE, Held, Share
 from medloop.http.problems import Dialects, send_problem, tell
 from medloop.http.scopes import PRINCIPAL
 from medloop.log import request_id
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _UNEXPECTED = MedLoopError("An unexpected error occurred; the service's log says more under this request id.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_BODIES = 8
-"""Of the largest size allowed: what all bodies that are held at a time may take together."""
 _ENDING = frozenset({BodyTooLarge.status, BodyTooSlow.status})
 
 
@@ -71,13 +70,13 @@ class Guard:
         self._seconds = Histogram(
             "medloop_request_seconds", "From the first byte in to the last byte out", ["route"], registry=metrics
         )
-        self._held = _Held(_BODIES * settings.max_body_bytes)
+        self._held = Held(settings.max_body_bytes)
         self._counts: dict[tuple[str, str, int], Any] = {}
         self._timers: dict[str, Any] = {}
 
     @property
     def held_bytes(self) -> int:
-        """What the bodies of requests in progress take, but for streamed ones."""
+        """What the bodies of requests in progress take."""
         return self._held.bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,8 +87,10 @@ class Guard:
         id_token = request_id.set(current.decode())
         who_token = principal.set(None)
         method, path = scope["method"], scope["path"]
-        streamed = path in self.streamed
-        exchange = _Exchange(self, receive, send, path, current, None if streamed else self._held)
+        share = Share(self._held)
+        if streamed := path in self.streamed:
+            scope[SHARE] = share
+        exchange = _Exchange(self, receive, send, path, current, None if streamed else share)
         direct = self.direct.get((method, path))
         try:
             who = ANONYMOUS if path in OPEN_PATHS else await self._admit(scope, headers)
@@ -111,7 +112,7 @@ class Guard:
                 logger.exception("unexpected error")
             await send_problem(_UNEXPECTED, path, exchange.send, self.dialects)
         finally:
-            exchange.end()
+            share.end()
             route = path if direct is not None else getattr(scope.get("route"), "path", "unmatched")
             # A client may invent methods, and every label is kept for ever.
             self._measure(method if method in _METHODS else "other", route, exchange.status, started)
@@ -140,35 +141,25 @@ def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The request is larger than the {limit / 2**20:.0f} MiB that are allowed.", limit=limit)
 
 
-class _Held:
-    """Counts the bytes of bodies that arrive or are answered; touched by the event loop's thread only."""
-
-    __slots__ = ("bytes", "limit")
-
-    def __init__(self, limit: int) -> None:
-        self.bytes, self.limit = 0, limit
-
-
 class _Exchange:
     """One request and its answer: watches what comes in, and marks what goes out with the request id.
 
     A body may turn out too large or too slow while it is read. The application then sees the client leave, and
-    whatever it makes of that, the answer says what was wrong. `held` counts what all bodies take together; without it
-    this one is streamed: it may be of any size, and only its next part must come in time.
+    whatever it makes of that, the answer says what was wrong. `share` counts what the body takes; without it this one
+    is streamed: it may be of any size, and only its next part must come in time.
     """
 
     __slots__ = (
-        "_current", "_deadline", "_ended", "_guard", "_held", "_path", "_receive", "_received", "_replaced", "_send",
-        "refusal", "started", "status",
+        "_current", "_deadline", "_ended", "_guard", "_path", "_receive", "_replaced", "_send", "_share", "refusal",
+        "started", "status",
     )  # fmt: skip
 
     def __init__(
-        self, guard: Guard, receive: Receive, send: Send, path: str, current: bytes, held: _Held | None
+        self, guard: Guard, receive: Receive, send: Send, path: str, current: bytes, share: Share | None
     ) -> None:
-        self._guard, self._held = guard, held
+        self._guard, self._share = guard, share
         self._receive, self._send = receive, send
         self._path, self._current = path, current
-        self._received = 0
         self._deadline = 0.0
         self._ended = False
         self._replaced = False
@@ -182,7 +173,7 @@ class _Exchange:
         if self._ended:  # what follows a whole body is only the client's leaving, which may take its time
             return await self._receive()
         now = asyncio.get_running_loop().time()
-        if self._held is None or not self._deadline:
+        if self._share is None or not self._deadline:
             self._deadline = now + self._guard.settings.body_seconds
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -194,24 +185,14 @@ class _Exchange:
             )
             return {"type": "http.disconnect"}
         self._ended = not message.get("more_body", False)
-        if self._held is not None:
-            self._count(self._held, len(message.get("body", b"")))
+        if self._share is not None:
+            self._count(self._share, len(message.get("body", b"")))
         return message if self.refusal is None else {"type": "http.disconnect"}
 
-    def _count(self, held: _Held, size: int) -> None:
-        self._received += size
-        held.bytes += size
-        if self._received > self._guard.settings.max_body_bytes:
+    def _count(self, share: Share, size: int) -> None:
+        self.refusal = share.add(size)
+        if share.bytes > self._guard.settings.max_body_bytes:
             self.refusal = _too_large(self._guard.settings.max_body_bytes)
-        elif held.bytes > held.limit and self._received < held.bytes:  # who is alone is never refused for it
-            self.refusal = Overloaded(
-                "The bodies that are being sent fill the memory set aside; send this again later."
-            )
-
-    def end(self) -> None:
-        """The body is let go."""
-        if self._held is not None:
-            self._held.bytes -= self._received
 
     async def send(self, message: Message) -> None:
         if self._replaced:
