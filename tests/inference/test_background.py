@@ -19,7 +19,7 @@ def test_work_goes_on_after_it_failed_and_ends_when_told() -> None:
 
     periodic = Periodic("test", work, seconds=0.001)
     periodic.start()
-    assert all(turns.acquire(timeout=5) for _ in range(3))
+    assert all(turns.acquire(timeout=30) for _ in range(3))
     periodic.stop()
     assert "test" not in [thread.name for thread in threading.enumerate()]
 
@@ -27,7 +27,7 @@ def test_work_goes_on_after_it_failed_and_ends_when_told() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
 def test_only_work_that_yields_comes_last() -> None:
     found: dict[str, int] = {}
-    done = threading.Barrier(3, timeout=5)
+    done = threading.Barrier(3, timeout=30)
 
     def note(name: str) -> Callable[[], None]:
         def work() -> None:

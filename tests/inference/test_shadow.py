@@ -106,7 +106,7 @@ def champion_says(level: int, version: str = "99", image_hash: str = HASH) -> di
     ).model_dump(mode="json")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:  # its thread comes last
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -163,11 +163,12 @@ def test_people_come_first_and_what_they_displace_is_counted(
 ) -> None:
     challenge(shelf, second)
     eventually(lambda: running.describe().model is not None)
+    said, image = [champion_says(150) for _ in range(CAPACITY + 10)], grey(150)
     busy.now = True
     started = time.monotonic()
-    for _ in range(CAPACITY + 10):
-        running.offer(champion_says(150), grey(150))
-    assert time.monotonic() - started < PATIENCE_SECONDS  # it waits for nothing
+    for prediction in said:
+        running.offer(prediction, image)
+    assert time.monotonic() - started < 4 * PATIENCE_SECONDS  # had it waited for room: more than twice that
     assert running.describe().skipped >= 9
     eventually(lambda: running.describe().skipped >= 10)  # patience is over for one that waited
     assert running.describe().compared == 0
@@ -293,6 +294,6 @@ def test_disagreements_outlast_records_being_down_and_are_written_once(
         eventually(lambda number=number: shadow.describe().disagreements == number)  # type: ignore[misc]
     eventually(lambda: "Records are down" in (shadow.describe().problem or ""))
     store.down = False
-    shadow.stop()
+    shadow.stop(60)
     assert [found.prediction_id for found in recorded(store, version)] == [one["id"] for one in predictions]
     assert shadow.describe().problem is None
