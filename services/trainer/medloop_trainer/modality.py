@@ -44,6 +44,12 @@ class Moves(BaseModel):
     erase_probability: float = Field(default=0.0, ge=0, le=1)
     """Of an image losing a rectangle (Zhong et al. 2020)."""
 
+    @property
+    def in_place(self) -> bool:
+        """No pixel goes anywhere else."""
+        far = self.turn or self.zoom or self.shift
+        return not (far or self.horizontal_flip or self.vertical_flip or self.right_angles)
+
 
 _NO_ORIENTATION: Final = {"horizontal_flip": True, "vertical_flip": True, "right_angles": True}
 _SAME_VIEW: Final = Moves(turn=10.0, zoom=0.1, shift=0.08)
