@@ -232,7 +232,7 @@ def test_what_is_not_there(jobs: Jobs) -> None:
     assert jobs.list() == ()
 
 
-def _eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def _eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -240,6 +240,8 @@ def _eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 StartWorker = Callable[[Handler], Worker]
+LIVE_LEASE_S = 2.0
+"""Renewed every two thirds of a second: long enough for a thread that comes late."""
 
 
 @pytest.fixture
@@ -253,7 +255,7 @@ def start_worker(live: Jobs) -> Iterator[StartWorker]:
     workers: list[Worker] = []
 
     def start(handler: Handler) -> Worker:
-        worker = Worker(live, {"evaluation": handler}, lease_seconds=0.3, poll_seconds=0.01)
+        worker = Worker(live, {"evaluation": handler}, lease_seconds=LIVE_LEASE_S, poll_seconds=0.01)
         worker.start()
         workers.append(worker)
         return worker
@@ -289,7 +291,7 @@ def test_a_worker_does_jobs_and_tells_their_progress(live: Jobs, start_worker: S
 
 def test_a_slow_handler_keeps_its_lease(live: Jobs, start_worker: StartWorker) -> None:
     def handler(job: Job, tell: ProgressFn) -> dict[str, Any]:
-        time.sleep(1.0)  # more than three leases, without a word
+        time.sleep(1.2 * LIVE_LEASE_S)  # without a word
         return {"token": job.token}
 
     job = live.submit("evaluation", "key", {})

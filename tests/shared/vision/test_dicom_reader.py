@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,13 @@ def workers() -> list[psutil.Process]:
     """The workers of all readers of this process that are still there."""
     children = psutil.Process().children()
     return [child for child in children if any("dicom_worker" in argument for argument in child.cmdline())]
+
+
+def until_busy(reader: DicomReader) -> None:
+    deadline = time.monotonic() + 30
+    while not reader._busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def reads_well(reader: DicomReader, make_dicom: MakeDicom) -> bool:
@@ -95,10 +101,8 @@ def test_a_file_that_takes_too_long(make_dicom: MakeDicom, slow_dicom: bytes) ->
     with DicomReader(seconds=1) as reader:
         assert reads_well(reader, make_dicom)
         for _ in range(2):
-            started = time.monotonic()
             with pytest.raises(InvalidImage, match="took more than 1 seconds"):
                 reader.read(slow_dicom)
-            assert time.monotonic() - started < 4
         assert not reader._idle
     with DicomReader(seconds=30) as reader:
         assert reads_well(reader, make_dicom)
@@ -115,14 +119,14 @@ def test_a_file_that_takes_too_much_memory(make_dicom: MakeDicom) -> None:
 
 
 def test_a_worker_killed_while_reading_fails_that_file_alone(make_dicom: MakeDicom, slow_dicom: bytes) -> None:
-    with DicomReader(seconds=30) as reader:
+    with DicomReader(seconds=30) as reader, ThreadPoolExecutor(1) as threads:
         assert reads_well(reader, make_dicom)
         (pid,) = [worker._process.pid for worker in reader._idle]
-        killer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
-        killer.start()
+        running = threads.submit(reader.read, slow_dicom)
+        until_busy(reader)
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(InvalidImage, match="made its decoder stop"):
-            reader.read(slow_dicom)
-        killer.join()
+            running.result(timeout=30)
         assert reads_well(reader, make_dicom)
         (fresh,) = reader._idle
         assert fresh._process.pid != pid
@@ -132,16 +136,13 @@ def test_a_worker_killed_while_reading_fails_that_file_alone(make_dicom: MakeDic
 
 
 def test_nobody_waits_for_long(make_dicom: MakeDicom, slow_dicom: bytes) -> None:
-    with DicomReader(seconds=2, wait_seconds=0.2) as reader, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, DicomReader(seconds=30, wait_seconds=0.2) as reader:
         assert reads_well(reader, make_dicom)
         running = threads.submit(reader.read, slow_dicom)
-        while not reader._busy:
-            time.sleep(0.01)
-        started = time.monotonic()
+        until_busy(reader)
         with pytest.raises(Overloaded):
             reader.read(make_dicom())
-        assert time.monotonic() - started < 1.5
-        assert isinstance(running.exception(timeout=20), InvalidImage)
+        assert not running.done()
 
 
 def test_a_frame_that_no_file_has_costs_no_worker(reader: DicomReader, make_dicom: MakeDicom) -> None:
@@ -160,8 +161,7 @@ def test_closing_ends_what_is_running(make_dicom: MakeDicom, slow_dicom: bytes) 
     mine = reader._idle[0]._process
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(reader.read, slow_dicom)
-        while not reader._busy:
-            time.sleep(0.01)
+        until_busy(reader)
         reader.close()
         assert isinstance(running.exception(timeout=20), Unavailable)
     assert mine.poll() is not None
