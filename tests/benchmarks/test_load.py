@@ -75,12 +75,12 @@ def test_each_answer_belongs_to_its_request(path: str) -> None:
 
 
 def test_a_closed_loop_keeps_as_many_in_flight_as_it_has_clients() -> None:
-    with echo(0.02) as port:
-        outcome = closed_loop(port, [request_bytes("/", b"x", "text/plain")], 4, seconds=0.4)
+    with echo(0.1) as port:
+        outcome = closed_loop(port, [request_bytes("/", b"x", "text/plain")], 4, seconds=0.5)
     assert max(Echo.held) == 4
     assert len(outcome.latencies) == len(Echo.held)
-    assert min(outcome.latencies) >= 0.02
-    assert outcome.cpu_s < outcome.wall_s / 2
+    assert min(outcome.latencies) >= 0.1
+    assert outcome.cpu_s < outcome.wall_s / 2  # a twentieth is usual: it waits without spinning
 
 
 def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
@@ -93,7 +93,7 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
 
 
 def test_an_open_loop_without_connections_left_says_so() -> None:
-    with echo(0.3) as port:
+    with echo(2.0) as port:  # so that none comes back while others are sent
         outcome = open_loop(port, [request_bytes("/", b"x", "text/plain")], rate=100, seconds=0.2, connections=3)
     assert len(outcome.statuses) == 3
     assert outcome.unsent == 17

@@ -22,7 +22,7 @@ from .conftest import RunningStack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # the first test waits for the whole demo
 
-FOLLOW_SECONDS = 30
+FOLLOW_SECONDS = 120
 
 
 def served(stack: RunningStack) -> ServedModel:

@@ -225,7 +225,7 @@ async def test_a_changed_bundle_is_not_explained(
 
 async def test_it_is_alive_at_once_and_ready_when_warm(client: httpx.AsyncClient) -> None:
     assert (await client.get("/livez")).status_code == 200
-    for _ in range(400):
+    for _ in range(1200):
         if (answer := await client.get("/readyz")).status_code == 200:
             break
         await asyncio.sleep(0.05)
