@@ -97,7 +97,10 @@ class OutlierModel:
 
     def judge(self, embeddings: Vectors) -> list[Outlier]:
         """What an answer says about each of the embeddings f32 [B, D]."""
-        scores = self.score(embeddings)
+        return self.place(self.score(embeddings))
+
+    def place(self, scores: Vectors) -> list[Outlier]:
+        """The same from scores f32 [B] that were found before."""
         percentiles = self.percentile(scores).tolist()
         return [
             Outlier(score=score, percentile=percentile, threshold=self.threshold)

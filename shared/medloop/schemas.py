@@ -259,6 +259,25 @@ class Mistake(BaseModel):
     """What the model gave to the class it wrongly named."""
 
 
+class ServedReport(BaseModel):
+    """What people would be told about the images of a split: prediction sets and referrals, as inference makes them.
+
+    `figures` has coverage (the right class is in the set), set_size (the mean), referred, referred_ambiguous,
+    referred_unlike_training, accepted_accuracy and referred_accuracy. What is not defined is left out: the accuracy of
+    no image, the coverage of a class without images, referred_unlike_training without an outlier threshold.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    nominal_coverage: float
+    calibration_images: int
+    """How many images the conformal threshold rests on."""
+    figures: dict[str, Estimate]
+    class_coverage: dict[str, Estimate]
+    set_sizes: list[int]
+    """`[n]` counts images with n classes in their set, n from 0 to K."""
+
+
 class EvaluationCreate(Request):
     model: Name
     version: Version
@@ -278,6 +297,8 @@ class EvaluationReport(Answer):
     confusion: list[list[int]]
     worst: list[Mistake]
     leaks: dict[str, int] = {}
+    served: ServedReport | None = None
+    """None in a report that was made before there was this part."""
     created_at: datetime = Field(default_factory=now)
 
 

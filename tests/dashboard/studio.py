@@ -15,6 +15,7 @@ from medloop.schemas import (
     ExplanationIndex,
     Mistake,
     ModelRef,
+    ServedReport,
 )
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.testing import register_bundle, tiny_bundle
@@ -140,4 +141,15 @@ def evaluation_report(version: Version, manifest: Manifest) -> EvaluationReport:
         confusion=[[3, 1], [0, 4]],
         worst=[Mistake(row=0, image_hash="a" * 64, label="dark", predicted="bright", probability=0.9)],
         leaks={"exact": 2, "near": 2, "distance": 2},
+        served=ServedReport(
+            nominal_coverage=0.95,
+            calibration_images=8,
+            figures={
+                "coverage": Estimate(value=1.0, low=0.676, high=1.0, method="wilson"),
+                "set_size": Estimate(value=1.75, low=1.4, high=1.93, method="wilson"),
+                "referred": Estimate(value=0.75, low=0.409, high=0.929, method="wilson"),
+            },
+            class_coverage={"dark": Estimate(value=1.0, low=0.51, high=1.0, method="wilson")},
+            set_sizes=[0, 2, 6],
+        ),
     )

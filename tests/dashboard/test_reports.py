@@ -2,7 +2,7 @@
 
 import pytest
 from medloop.errors import InvalidRequest
-from medloop.schemas import ClassReport, Estimate, EvaluationReport, ModelRef
+from medloop.schemas import ClassReport, Estimate, EvaluationReport, ModelRef, ServedReport
 from medloop_dashboard.reports import (
     class_table,
     evaluated_splits,
@@ -10,6 +10,7 @@ from medloop_dashboard.reports import (
     read_explanations,
     read_report,
     reliability_table,
+    served_notes,
 )
 from medloop_dashboard.runs import ArtifactFile
 
@@ -70,6 +71,34 @@ def test_shares_by_class_have_intervals_where_images_are_independent() -> None:
     table = class_table(report("wilson"))
     assert table["Recall"].tolist() == ["75.0 % (30.1 % to 95.4 %)", "50.0 % (9.5 % to 90.5 %)", "not defined"]
     assert class_table(report("cluster-bootstrap"))["Precision"].tolist() == ["75.0 %", "50.0 %", "not defined"]
+
+
+def test_sets_and_referrals_are_shown_with_what_speaks_against_them() -> None:
+    def notes(high: float, split: str = "test", **more: Estimate) -> str:
+        coverage = Estimate(value=0.8, low=0.7, high=high, method="wilson")
+        served = ServedReport(
+            nominal_coverage=0.9,
+            calibration_images=30,
+            figures={"coverage": coverage, **more},
+            class_coverage={"a": coverage},
+            set_sizes=[0, 4, 0, 2],
+        )
+        return " ".join(served_notes(report("wilson").model_copy(update={"served": served, "split": split})))
+
+    assert "90 %, by a threshold that 30 calibration images set" in notes(0.95)
+    assert "Images by size of their set: 1: 4, 3: 2." in notes(0.95)
+    assert "less often than" not in notes(0.95)
+    assert "less often than 90 %" in notes(0.85)
+    assert "less often than" not in notes(0.85, split="calibration")
+    assert "says nothing about new ones" in notes(0.85, split="calibration")
+    assert "no outlier threshold" in notes(0.95)
+    rate = Estimate(value=0.0, low=0.0, high=0.4, method="wilson")
+    assert "no outlier threshold" not in notes(0.95, referred_unlike_training=rate)
+
+
+def test_an_older_report_has_no_sets_and_says_so() -> None:
+    assert "evaluate the version again" in served_notes(report("wilson"))[0]
+    assert "In the set" not in class_table(report("wilson"))
 
 
 @pytest.mark.parametrize(

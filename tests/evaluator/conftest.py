@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,12 +59,14 @@ def newer_dataset(objects: ObjectStore, dataset: Manifest) -> Manifest:
 
 @pytest.fixture
 def register(registry: Registry, dataset: Manifest, tmp_path: Path) -> RegisterVersion:
-    """Register a tiny network for `dataset` as the challenger: `bias` 0 is good at it, 3 calls nearly all dark."""
+    """Register a tiny network for `dataset` as the challenger: `bias` 0 is good at it, 3 calls nearly all dark; more
+    options are those of `tiny_bundle`."""
     made: list[Version] = []
 
-    def make(bias: float = 0.0, dataset_id: str = dataset.id) -> Version:
+    def make(bias: float = 0.0, dataset_id: str = dataset.id, **options: Any) -> Version:
         folder = tmp_path / "bundles-to-register" / str(len(made))
-        version = register_bundle(registry, tiny_bundle(folder, bias=bias, model=MODEL, dataset_id=dataset_id))
+        bundle = tiny_bundle(folder, bias=bias, model=MODEL, dataset_id=dataset_id, **options)
+        version = register_bundle(registry, bundle)
         registry.set_alias(MODEL, CHALLENGER, version.version)
         made.append(version)
         return version

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from medloop_evaluator.resample import Resampling, basic, clusters, newcombe, percentile, wilson
+from medloop_evaluator.metrics import Scorer, estimates
+from medloop_evaluator.resample import Resampling, basic, clusters, means, newcombe, percentile, wilson
 
 
 def _weights(resampling: Resampling) -> np.ndarray:
@@ -101,3 +102,34 @@ def test_a_clustered_interval_is_wider_where_groups_agree_with_themselves() -> N
         return high - low
 
     assert width(Resampling(strata, numbers)) > 2 * width(Resampling(strata, None))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(60) // 4, np.zeros(60, np.int64)])
+@pytest.mark.parametrize("mistakes", [0, 7])
+def test_the_mean_of_what_is_right_is_the_accuracy_with_its_interval(groups: np.ndarray | None, mistakes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=60)
+    called = np.where(np.arange(60) % 8 < mistakes / 7, 1 - labels, labels)
+    scorer = Scorer(np.where(called[:, None] == np.arange(2), 0.9, 0.1), labels, "ab")
+    resampling = Resampling(labels, groups)
+    accuracy, found = estimates(scorer, resampling)["accuracy"], means({"x": (scorer.correct, labels >= 0)}, resampling)
+    assert found["x"].method == accuracy.method
+    assert list(found["x"].model_dump(exclude={"method"}).values()) == pytest.approx(
+        [accuracy.value, accuracy.low, accuracy.high]
+    )
+
+
+def test_a_mean_is_of_the_images_it_is_taken_over_alone() -> None:
+    values, part = np.linspace(0, 1, 50), np.arange(50) < 20
+    columns = {"part": (values, part), "half": (np.full(50, 0.5), ~part), "none": (values, np.zeros(50, bool))}
+    found = means(columns, Resampling(np.zeros(50, np.int64), None))
+    assert set(found) == {"part", "half"}
+    mean = values[:20].mean()
+    assert found["part"].value == pytest.approx(mean)
+    assert found["part"].method == "bootstrap"
+    assert found["part"].low < mean < found["part"].high < 0.5
+    assert (found["half"].low, found["half"].high) == wilson(15, 30)  # replicates that are all the same prove nothing
+    in_groups = means(columns, Resampling(np.zeros(50, np.int64), np.arange(50) // 20))
+    assert (in_groups["part"].low, in_groups["part"].high) == (0.0, 1.0)  # one group
+    assert in_groups["half"].method == "cluster-wilson"
+    assert (in_groups["half"].low, in_groups["half"].high) == pytest.approx(wilson(1, 2))

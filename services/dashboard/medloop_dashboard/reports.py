@@ -1,12 +1,12 @@
 """Evaluations and explanations as MLflow keeps them, and tables made from them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from medloop.errors import InvalidRequest
-from medloop.schemas import EvaluationReport, ExplanationIndex
+from medloop.schemas import Estimate, EvaluationReport, ExplanationIndex
 from pydantic import ValidationError
 
 from medloop_dashboard.quality import METHOD_NAMES, QUALITY_NAMES
@@ -42,7 +42,7 @@ def read_explanations(document: bytes) -> ExplanationIndex:
         raise InvalidRequest("The stored explanations are not of this release; explain the version again.") from exc
 
 
-def metric_table(report: EvaluationReport) -> pd.DataFrame:
+def figure_table(figures: Mapping[str, Estimate]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
@@ -51,14 +51,37 @@ def metric_table(report: EvaluationReport) -> pd.DataFrame:
                 "95 % interval": interval(name, estimate),
                 "Method": estimate.method,
             }
-            for name, estimate in report.metrics.items()
+            for name, estimate in figures.items()
         ]
     )
 
 
+def served_notes(report: EvaluationReport) -> list[str]:
+    """What the figures of prediction sets and referrals rest on, and what speaks against them (plain text)."""
+    served = report.served
+    if served is None:
+        return ["Evaluated before prediction sets and referrals were counted: evaluate the version again."]
+    nominal = percent(served.nominal_coverage, 0)
+    sizes = ", ".join(f"{size}: {images}" for size, images in enumerate(served.set_sizes) if images)
+    notes = [
+        f"Coverage aimed at: {nominal}, by a threshold that {served.calibration_images} calibration images set. "
+        f"Images by size of their set: {sizes}."
+    ]
+    if report.split == "calibration":
+        notes.append("These images set the threshold themselves, so their coverage says nothing about new ones.")
+    elif served.figures["coverage"].high < served.nominal_coverage:
+        notes.append(
+            f"The right class is in the set less often than {nominal}: these images are not like the calibration "
+            "images, or those were few. Do not rely on the sets for images like these."
+        )
+    if "referred_unlike_training" not in served.figures:
+        notes.append("This version has no outlier threshold, so no image is referred as unlike the training images.")
+    return notes
+
+
 def class_table(report: EvaluationReport) -> pd.DataFrame:
     """Figures by class; precision and recall with intervals, unless images come in groups (then they are not
-    independent, and the interval would be too narrow)."""
+    independent, and the interval would be too narrow), and how often the class is in the set of its images."""
     independent = not any(estimate.method.startswith("cluster-") for estimate in report.metrics.values())
     called = np.asarray(report.confusion, np.int64).sum(axis=0)
     return pd.DataFrame(
@@ -71,9 +94,18 @@ def class_table(report: EvaluationReport) -> pd.DataFrame:
                 "F1": percent(row.f1),
                 "AUC": "not defined" if row.auc is None else f"{row.auc:.4f}",
             }
+            | _coverage(report, row.label)
             for k, row in enumerate(report.per_class)
         ]
     )
+
+
+def _coverage(report: EvaluationReport, label: str) -> dict[str, str]:
+    if report.served is None:
+        return {}
+    found = report.served.class_coverage.get(label)
+    said = "not defined" if found is None else f"{percent(found.value)} ({percent(found.low)} to {percent(found.high)})"
+    return {"In the set": said}
 
 
 def _share(hits: int, total: int, independent: bool) -> str:

@@ -35,7 +35,20 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{value:.{digits}f} %"
 
 
-FRACTIONS = frozenset({"accuracy", "precision", "recall", "f1"})
+FRACTIONS = frozenset(
+    {
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "coverage",
+        "referred",
+        "referred_ambiguous",
+        "referred_unlike_training",
+        "accepted_accuracy",
+        "referred_accuracy",
+    }
+)
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "precision": "Precision (macro)",
@@ -45,6 +58,13 @@ METRIC_NAMES = {
     "ece": "Calibration error",
     "nll": "Negative log-likelihood",
     "brier": "Brier score",
+    "coverage": "Right class in the prediction set",
+    "set_size": "Classes in a set, mean",
+    "referred": "Referred to a person",
+    "referred_ambiguous": "… as ambiguous",
+    "referred_unlike_training": "… as unlike the training images",
+    "accepted_accuracy": "Accuracy of accepted answers",
+    "referred_accuracy": "Accuracy of referred answers",
 }
 
 

@@ -15,6 +15,7 @@ from medloop.data.cache import open_cache
 from medloop.data.manifest import Manifest, Split
 from medloop.engines import open_network
 from medloop.errors import InvalidDataset, NotFound
+from medloop.outliers import OutlierModel
 from medloop.storage.objects import ObjectStore
 from numpy.typing import NDArray
 
@@ -26,20 +27,27 @@ _BATCH = 32  # images: more are no cheaper, and each takes about 10 MiB on its w
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """`rows` int64 [N]: rows of the manifest, ascending; `probabilities` float32 [N, K], in the card's class order."""
+    """`rows` int64 [N]: rows of the manifest, ascending; `probabilities` float32 [N, K], in the card's class order;
+    `outlier_scores` float32 [N], None where the bundle holds no statistics of its training images."""
 
     rows: NDArray[np.int64]
     probabilities: NDArray[np.float32]
+    outlier_scores: NDArray[np.float32] | None
 
     def to_npz(self) -> bytes:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, rows=self.rows, probabilities=self.probabilities)
+        scores = np.zeros(0, np.float32) if self.outlier_scores is None else self.outlier_scores
+        np.savez_compressed(
+            buffer, allow_pickle=False, rows=self.rows, probabilities=self.probabilities, outlier_scores=scores
+        )
         return buffer.getvalue()
 
     @classmethod
     def from_npz(cls, data: bytes) -> "Answers":
+        """Raises KeyError for answers that were kept before outlier scores were."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(arrays["rows"], arrays["probabilities"])
+            scores = arrays["outlier_scores"]
+            return cls(arrays["rows"], arrays["probabilities"], scores if len(scores) else None)
 
     def called_rightly(self, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.bool_]:
         """Whether the likeliest of `classes` is the label's name, bool [N]: also between versions whose classes stand
@@ -58,12 +66,13 @@ def read_or_compute(
 ) -> Answers:
     """The kept answers, or those of the bundle's network on ONNX Runtime, which are then kept.
 
-    Raises UntrustedModel when the golden check fails on this machine, InvalidDataset when the split is empty.
+    Raises UntrustedModel when the golden check fails on this machine or the bundle's outlier statistics cannot be
+    read, InvalidDataset when the split is empty.
     """
     key = evaluation_key(bundle.digest, manifest.id, split, "answers.npz")
     try:
         return Answers.from_npz(objects.get(key))
-    except NotFound:
+    except (NotFound, KeyError):  # not asked before, or not since outlier scores are kept too
         answers = _compute(bundle, manifest, split, objects, cache_folder, progress)
     objects.put(key, answers.to_npz())
     return answers
@@ -74,12 +83,16 @@ def _compute(
 ) -> Answers:
     network = open_network(bundle, threads=available_cpus())
     network.check_golden()
+    outliers = OutlierModel.load(bundle)
     cache = open_cache(manifest, bundle.card.preparation, objects, cache_folder, progress=progress)
     rows = cache.indices(split)
     if len(rows) == 0:
         raise InvalidDataset(f"Data set {manifest.name} has no image in its {split} split; build it with one.")
-    found = []
+    probabilities, scores = [], []
     for start in range(0, len(rows), _BATCH):
-        found.append(network.run(cache.images[rows[start : start + _BATCH]]).probabilities)
+        outputs = network.run(cache.images[rows[start : start + _BATCH]])
+        probabilities.append(outputs.probabilities)
+        if outliers is not None:
+            scores.append(outliers.score(outputs.embedding))
         progress("predict", min(start + _BATCH, len(rows)), len(rows))
-    return Answers(rows, np.concatenate(found))
+    return Answers(rows, np.concatenate(probabilities), np.concatenate(scores) if scores else None)

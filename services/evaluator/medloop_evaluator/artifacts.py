@@ -83,13 +83,15 @@ def _write_answers(
 
 
 def _log_metrics(registry: Registry, report: EvaluationReport) -> None:
-    """`test_accuracy` and so on, with the ends of the interval as `test_accuracy_low` and `test_accuracy_high`."""
+    """`test_accuracy`, `test_coverage` and so on, with the ends of the interval as `test_accuracy_low` and
+    `test_accuracy_high`."""
     from mlflow.entities import Metric
 
     at = int(report.created_at.timestamp() * 1000)
+    figures = report.metrics | (report.served.figures if report.served else {})
     metrics = [
         Metric(f"{report.split}_{name}{suffix}", value, at, 0)
-        for name, figure in report.metrics.items()
+        for name, figure in figures.items()
         for suffix, value in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
     ]
     with translated(registry.tracking_uri, f"Run {report.model.run_id}"):

@@ -16,6 +16,7 @@ from medloop_evaluator.answers import Answers, Progress, evaluation_key, read_or
 from medloop_evaluator.artifacts import publish
 from medloop_evaluator.metrics import Scorer, confusion, estimates, per_class, worst
 from medloop_evaluator.resample import Resampling, clusters
+from medloop_evaluator.served import make_served
 
 WORST_MISTAKES = 24
 """How many misclassified images are reported, with their pictures: what a person looks through in a minute."""
@@ -31,20 +32,18 @@ class Evaluator:
         self.home = home
 
     def evaluate(self, version: Version, split: Split, progress: Progress) -> EvaluationReport:
-        """The report on `version`, made unless there is one.
+        """The report on `version`, made unless there is one with all that this release reports.
 
         Raises UntrustedModel for a bundle that is not the registered one, NotFound when its data set is gone.
         """
-        try:
-            return self.report(version, split)
-        except NotFound:
-            pass  # the usual case: it is being asked for the first time
+        if (made := self._made(version, split)) is not None:
+            return made
         bundle = fetch_bundle(self.registry, version, self.home.bundles_dir)
         manifest = load_manifest(self.objects, bundle.card.dataset_id)
         answers = self.answers(bundle, manifest, split, progress)
         progress("metrics", 0, 1)
         scorer = score(answers, manifest, bundle)
-        report = make_report(_ref(version, bundle), split, manifest, answers, scorer, self._leaks(manifest.id))
+        report = make_report(version, bundle, split, manifest, answers, scorer, self._leaks(manifest.id))
         progress("artifacts", 0, 1)
         images = open_cache(manifest, bundle.card.preparation, self.objects, self.home.cache_dir).images
         publish(self.registry, report, manifest, answers, scorer, images)
@@ -66,12 +65,15 @@ class Evaluator:
         return EvaluationReport.model_validate_json(document)
 
     def reported(self, version: Version, split: Split) -> bool:
-        """Whether there is a report."""
+        """Whether there is a report with all that this release reports."""
+        return self._made(version, split) is not None
+
+    def _made(self, version: Version, split: Split) -> EvaluationReport | None:
         try:
-            self.report(version, split)
+            report = self.report(version, split)
         except NotFound:
-            return False
-        return True
+            return None
+        return None if report.served is None else report
 
     def answers(self, bundle: Bundle, manifest: Manifest, split: Split, progress: Progress) -> Answers:
         """What the bundle's network answers on `split` of any version of its lineage."""
@@ -98,17 +100,23 @@ def score(answers: Answers, manifest: Manifest, bundle: Bundle) -> Scorer:
 
 
 def make_report(
-    ref: ModelRef, split: Split, manifest: Manifest, answers: Answers, scorer: Scorer, leaks: dict[str, int]
+    version: Version,
+    bundle: Bundle,
+    split: Split,
+    manifest: Manifest,
+    answers: Answers,
+    scorer: Scorer,
+    leaks: dict[str, int],
 ) -> EvaluationReport:
     """All figures of one evaluation; `scorer` holds the classes in the order of the answers' columns."""
-    groups = clusters([manifest.rows[row].group for row in answers.rows])
+    resampling = Resampling(scorer.labels, clusters([manifest.rows[row].group for row in answers.rows]))
     classes = scorer.classes
     return EvaluationReport(
-        model=ref,
+        model=_ref(version, bundle),
         split=split,
         images=len(answers.rows),
         classes=list(classes),
-        metrics=estimates(scorer, Resampling(scorer.labels, groups)),
+        metrics=estimates(scorer, resampling),
         per_class=per_class(scorer),
         confusion=confusion(scorer),
         worst=[
@@ -122,6 +130,7 @@ def make_report(
             for i in worst(scorer, WORST_MISTAKES)
         ],
         leaks=leaks,
+        served=make_served(answers, scorer, bundle, resampling),
     )
 
 

@@ -4,12 +4,13 @@ A bootstrap replicate is kept as how often each image was drawn, `weights` [B, N
 replicates is a few matrix products (Efron & Tibshirani 1993).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from medloop.schemas import Estimate
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -133,3 +134,41 @@ def basic(value: float, replicates: Floats) -> tuple[float, float]:
     calibration error. Widened to hold `value`, and never below zero."""
     low, high = percentile(replicates)
     return max(0.0, min(2 * value - high, value)), max(2 * value - low, value)
+
+
+def means(columns: Mapping[str, tuple[NDArray[Any], NDArray[np.bool_]]], resampling: Resampling) -> dict[str, Estimate]:
+    """The mean of each column and its 95 % interval. A column is values [N] in [0, 1] and, bool [N], the images it is
+    taken over; where there are none, it is left out.
+
+    Intervals are made as those of the metrics: a share (values 0 and 1) of independent images has Wilson's, the rest is
+    bootstrapped; where all replicates are equal, it is Wilson's for as many images or groups as there are, and one
+    group alone leaves every value possible.
+    """
+    there = {name: column for name, column in columns.items() if column[1].any()}
+    if not there:
+        return {}
+    among = np.stack([counted for _, counted in there.values()], axis=1).astype(np.float64)  # [N, M]
+    values = np.stack([value for value, _ in there.values()], axis=1) * among
+    blocks = [(weights @ values, weights @ among) for weights in resampling.blocks()]
+    sums, counts = (np.concatenate(part) for part in zip(*blocks, strict=True))  # [B, M]
+    replicates = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return {
+        name: _mean(value[counted], np.unique(resampling.units[counted]).size, replicates[:, place], resampling)
+        for place, (name, (value, counted)) in enumerate(there.items())
+    }
+
+
+def _mean(values: NDArray[Any], units: int, replicates: Floats, resampling: Resampling) -> Estimate:
+    """The mean of `values` [n], n ≥ 1, which come from so many independent units, and `replicates` [B] of it."""
+    value, grouped = float(values.mean()), resampling.clusters is not None
+    if not grouped and np.isin(values, (0, 1)).all():
+        low, high = wilson(float(values.sum()), len(values))
+        return Estimate(value=value, low=low, high=high, method="wilson")
+    low, high = percentile(replicates)
+    method: str = resampling.method
+    if grouped and units == 1:
+        low, high = 0.0, 1.0  # one group says nothing about how groups differ
+    elif degenerate(low, high):
+        low, high = wilson(value * units, units)
+        method = "cluster-wilson" if grouped else "wilson"
+    return Estimate(value=value, low=low, high=high, method=method)

@@ -68,7 +68,11 @@ def test_evaluation(opened: Callable[[str], AppTest], fakes: Fakes, texts: Texts
     assert not app.error
     metrics = app.dataframe[1].value.set_index("Metric")
     assert metrics.loc["Accuracy", "95 % interval"] == "52.90 % to 97.80 %"
-    assert app.dataframe[2].value["AUC"].tolist() == ["0.9375", "not defined"]
+    served = app.dataframe[2].value.set_index("Metric")
+    assert list(served.loc["Referred to a person"]) == ["75.00 %", "40.90 % to 92.90 %", "wilson"]
+    assert "8 calibration images set" in texts(app)
+    assert app.dataframe[3].value["AUC"].tolist() == ["0.9375", "not defined"]
+    assert app.dataframe[3].value["In the set"].tolist() == ["100.0 % (51.0 % to 100.0 %)", "not defined"]
     assert charts(app) == 1
     assert "dark called bright" in texts(app)
     assert "2 images exact" in texts(app)

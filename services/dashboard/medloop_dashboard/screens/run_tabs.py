@@ -14,12 +14,13 @@ from medloop_dashboard.reports import (
     FOLDER,
     class_table,
     evaluated_splits,
-    metric_table,
+    figure_table,
     mistake_pictures,
     quality_table,
     read_explanations,
     read_report,
     reliability_table,
+    served_notes,
 )
 from medloop_dashboard.runs import RunDetail, VersionRow, tree
 from medloop_dashboard.screens import cached
@@ -141,15 +142,26 @@ def _show_figures(report: EvaluationReport) -> None:
     left, right = st.columns([5, 4], gap="large")
     with left:
         st.subheader("Metrics with 95 % intervals", anchor=False)
-        st.dataframe(metric_table(report), hide_index=True, alt="Metrics with their 95 % intervals")
+        st.dataframe(figure_table(report.metrics), hide_index=True, alt="Metrics with their 95 % intervals")
         if report.leaks:
             _show_leak_line(report)
-        st.subheader("By class", anchor=False)
-        st.dataframe(class_table(report), hide_index=True, alt="Metrics of each class, one versus the rest")
+        _show_served(report)
     with right:
         st.subheader("Confusion matrix", anchor=False)
         st.altair_chart(charts.confusion(report.confusion, report.classes), alt="Confusion matrix")
         st.caption("Images of each true class (row) by the class they were called (column); shade: share of the row.")
+    st.subheader("By class", anchor=False)
+    st.dataframe(class_table(report), hide_index=True, alt="Metrics of each class, one versus the rest")
+
+
+def _show_served(report: EvaluationReport) -> None:
+    st.subheader("Prediction sets and referrals", anchor=False)
+    if report.served is not None:
+        st.dataframe(
+            figure_table(report.served.figures), hide_index=True, alt="Prediction sets and referrals on this split"
+        )
+    for note in served_notes(report):
+        st.caption(plain(note))
 
 
 def _show_leak_line(report: EvaluationReport) -> None:
