@@ -86,7 +86,8 @@ class TrackingSettings(BaseSettings):
 class ServerSettings(BaseSettings):
     """Where a service listens: `MEDLOOP_HOST`, `MEDLOOP_PORT`, `MEDLOOP_LOG_LEVEL`, and how much it takes in.
 
-    A client has `MEDLOOP_BODY_SECONDS` for the headers of a request, and as long again for its body. For
+    A client has `MEDLOOP_BODY_SECONDS` for the headers of a request, as long again for its body, and as long before it
+    reads on in an answer. For
     `MEDLOOP_DRAIN_SECONDS` after SIGTERM new connections are still taken, so that a load balancer can notice.
     """
 

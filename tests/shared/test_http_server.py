@@ -10,10 +10,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from medloop.auth import AuthSettings
 from medloop.http import App, Readiness, create_app
 from medloop.http.server import Server, run
@@ -22,27 +23,43 @@ from medloop.testing import free_port
 
 pytestmark = pytest.mark.anyio
 
+LARGE = 32 * 2**20
+"""Bytes: more than the system takes in for a connection that nobody reads from."""
+
 
 @asynccontextmanager
 async def serving(**settings: float) -> AsyncIterator[int]:
     """Run the real server in this loop; yields its port."""
+    async with running(**settings) as server:
+        yield server.config.port
+
+
+@asynccontextmanager
+async def running(**settings: float) -> AsyncIterator[Server]:
+    server = make_server(port=free_port(), **settings)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await task
+
+
+def make_server(**settings: float) -> Server:
     router = APIRouter()
 
     @router.post("/length")
     async def length(request: Request) -> int:
         return len(await request.body())
 
-    port = free_port()
-    chosen = ServerSettings.model_validate({"port": port, **settings})
-    server = Server(create_app("test", chosen, routers=[router], readiness=Readiness()), chosen, 0)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        await task
+    @router.get("/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
+
+    chosen = ServerSettings.model_validate(settings)
+    return Server(create_app("test", chosen, routers=[router], readiness=Readiness()), chosen, 0)
 
 
 async def send(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
@@ -115,6 +132,101 @@ async def test_many_requests_share_a_connection_whatever_was_refused_before() ->
             refused = await http.post("/length", content=large, headers={"host": "evil.example"})
             assert refused.status_code == 403
             assert "connection" not in refused.headers
+
+
+@pytest.mark.parametrize("kept", ["keep-alive", "close"])
+async def test_who_does_not_read_an_answer_does_not_keep_the_connection(kept: str) -> None:
+    async with running(body_seconds=0.4) as server:
+        with socket.socket() as unread:
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            unread.connect(("127.0.0.1", server.config.port))
+            unread.sendall(b"GET /large HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: %s\r\n\r\n" % kept.encode())
+            async with asyncio.timeout(10):
+                while server.server_state.total_requests < 1 or server.server_state.connections:
+                    await asyncio.sleep(0.01)
+
+
+class Wire(asyncio.Transport):
+    """What a connection writes to: as much is `left` to be sent as a test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.closing, self.aborted = 0, False, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+
+class Timers:
+    """Stands for an event loop: its time is up when a test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[asyncio.TimerHandle, Callable[..., None], tuple[Any, ...]]] = []
+
+    def call_later(self, delay: float, call: Callable[..., None], *given: Any) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(delay, call, given, asyncio.get_running_loop())
+        self.due.append((handle, call, given))
+        return handle
+
+    def pass_time(self) -> None:
+        due, self.due = self.due, []
+        for handle, call, given in due:
+            if not handle.cancelled():
+                call(*given)
+
+
+@pytest.fixture
+async def connection() -> AsyncIterator[tuple[Any, Wire, Timers]]:
+    server, wire, timers = make_server(), Wire(), Timers()
+    server.config.load()
+    protocol: Any = server.config.http_protocol_class
+    made = protocol(server.config, server.server_state, {}, timers)
+    made.connection_made(wire)
+    timers.due.clear()  # of the headers that do not come
+    yield made, wire, timers
+    made.connection_lost(None)
+
+
+async def test_a_slow_reader_and_one_that_still_sends_are_waited_for(connection: tuple[Any, Wire, Timers]) -> None:
+    protocol, wire, timers = connection
+    wire.left = 100_000
+    protocol.pause_writing()
+    for _ in range(3):
+        wire.left -= 1
+        timers.pass_time()
+    protocol.data_received(b"GET")
+    timers.pass_time()
+    assert not wire.aborted
+    timers.pass_time()
+    assert wire.aborted
+
+
+async def test_what_is_left_of_an_answer_keeps_a_closed_connection_no_longer(
+    connection: tuple[Any, Wire, Timers],
+) -> None:
+    protocol, wire, timers = connection
+    wire.left = 100_000
+    protocol.pause_writing()
+    wire.left = 10_000
+    protocol.resume_writing()
+    timers.pass_time()
+    timers.pass_time()
+    assert not wire.aborted, "the connection is kept for whatever is asked next"
+    protocol.timeout_keep_alive_handler()
+    wire.left = 9_000
+    timers.pass_time()
+    assert not wire.aborted
+    timers.pass_time()
+    assert wire.aborted
 
 
 async def test_connections_above_the_limit_are_refused_and_those_below_go_on() -> None:

@@ -1,7 +1,8 @@
 """The server process: slow clients, too many connections, and how it stops.
 
-uvicorn has no limit on headers, on the time they take, or on connections that have no request yet (it would answer 503
-to everybody once there are too many); what it lacks is added to its protocol here.
+uvicorn has no limit on headers, on the time they take, on the time that an answer waits for its reader, or on
+connections that have no request yet (it would answer 503 to everybody once there are too many); what it lacks is added
+to its protocol here.
 """
 
 import asyncio
@@ -166,14 +167,16 @@ class _HeadersTooLarge(Exception):
 
 
 class _Connection(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, which cuts off who sends headers too slowly or too many of them, and refuses
-    connections above the limit."""
+    """uvicorn's protocol on httptools, which cuts off who sends headers too slowly or too many of them or does not read
+    what is answered, and refuses connections above the limit."""
 
     limits: ServerSettings
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._heard = False
         self._reading: Literal["nothing", "headers", "body"] = "nothing"
         self._began = False
         self._header_bytes = 0
@@ -190,12 +193,31 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._expect_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
             return
-        self._began = False
+        self._began, self._heard = False, True
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
@@ -254,8 +276,27 @@ class _Connection(HttpToolsProtocol):
         self._late = None
         if self.cycle is not None and self._reading != "headers":
             self.transport.close()  # it was answered before, and nothing is asked now
+            self._expect_reading()
         elif not self.transport.is_closing():
             self._refuse(b"408 Request Timeout", b"The headers of the request did not arrive in time.")
+
+    def _expect_reading(self) -> None:
+        """While an answer waits for the client, or is the last thing that the connection is kept for, some of it must
+        be taken every now and then. A client that still sends is not hung up on: it may read when it is through."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        if self.flow.write_paused or self.transport.is_closing():
+            self._heard = False
+            size = self.transport.get_write_buffer_size()
+            self._unread = self.loop.call_later(self.limits.body_seconds, self._check_reading, size)
+
+    def _check_reading(self, before: int) -> None:
+        self._unread = None
+        if self._heard or self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()
 
     def _refuse_headers(self) -> None:
         self._refuse(b"431 Request Header Fields Too Large", b"The headers of the request are too large.")
