@@ -45,6 +45,7 @@ ProgressFn = Callable[[int, int, str], None]
 Handler = Callable[["Job", ProgressFn], dict[str, Any]]
 
 _ATTEMPTS = 3  # a job that ended as many workers would end the next one too
+_GIVE_BACK_S = 1.0  # that records may take to hear that a job is given back
 _CONFLICTS = 20  # how often a change is tried again when another one came between
 
 
@@ -216,7 +217,8 @@ class Worker:
     """A thread that claims the jobs of its handlers one by one and does them, renewing the lease meanwhile.
 
     A handler's `MedLoopError` becomes the job's problem; any other error is logged with its traceback and becomes an
-    `internal` problem that tells nothing more.
+    `internal` problem that tells nothing more. Once `stopping` says so, it takes no more jobs and hands back the
+    present one at its next progress, as after `stop`.
     """
 
     def __init__(
@@ -224,12 +226,15 @@ class Worker:
         jobs: Jobs,
         handlers: Mapping[str, Handler],
         *,
+        stopping: Callable[[], bool] = lambda: False,
         name: str | None = None,
         lease_seconds: float = 30.0,
         poll_seconds: float = 0.5,
     ) -> None:
         self._jobs = jobs
         self._handlers = dict(handlers)
+        self._told_to_stop = stopping
+        self._job: Job | None = None
         self._name = name or f"{socket.gethostname()}-{os.getpid()}"
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
@@ -239,15 +244,33 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float = 10.0) -> bool:
-        """Take no more jobs and hand back the present one at its next progress; False if that took too long, so that
-        another worker gets it when its lease has run out."""
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Take no more jobs and hand back the present one, at its next progress, or when `timeout` seconds (which fit
+        into a service's `STOP_SECONDS`) are over: then this is False, and what its handler still gives counts for
+        nothing. Another worker gets a job that could not be handed back when its lease has run out."""
         self._stopping.set()
-        self._thread.join(timeout)
+        self._thread.join(max(0.0, timeout - _GIVE_BACK_S))
+        if not self._thread.is_alive():
+            return True
+        if (job := self._job) is not None:
+            giving = threading.Thread(target=self._give_back, args=(job,), name=f"giving-{job.id}", daemon=True)
+            giving.start()
+            giving.join(_GIVE_BACK_S)
         return not self._thread.is_alive()
 
+    @property
+    def _ending(self) -> bool:
+        return self._stopping.is_set() or self._told_to_stop()
+
+    def _give_back(self, job: Job) -> None:
+        """From beside the thread that does it, or did until a moment ago."""
+        try:
+            self._jobs.release(job)
+        except MedLoopError as exc:
+            logger.warning("a job was not given back: %s", exc.detail, extra={"job_id": job.id})
+
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._ending:
             try:
                 job = self._jobs.claim(self._handlers, self._name, self._lease_seconds)
                 if job is not None:
@@ -261,11 +284,13 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         token = request_id.set(job.request_id)
+        self._job = job
         try:
             with self._lease(job) as progress:
                 settle = self._outcome(job, progress)
                 self._settle(job, settle)
         finally:
+            self._job = None
             request_id.reset(token)
 
     def _outcome(self, job: Job, progress: ProgressFn) -> Callable[[], Job]:
@@ -305,7 +330,7 @@ class Worker:
 
         def tell(done: int, total: int, step: str) -> None:
             latest[:] = [Progress(done=done, total=total, step=step)]
-            if lost.is_set() or self._stopping.is_set():
+            if lost.is_set() or self._ending:
                 raise JobInterrupted
 
         def renew() -> None:

@@ -423,3 +423,13 @@ async def test_mlflow_unreachable_is_told_with_503(home: Path, monkeypatch: pyte
             assert (answer.status_code, answer.json()["code"]) == (503, "tracking-unavailable")
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get(f"/timeline/{MODEL}")).json() == []
+
+
+async def test_no_job_is_begun_once_the_service_drains(home: Path, tracking_uri: str) -> None:
+    app = create_app(EvaluatorSettings())
+    before = set(threading.enumerate())
+    async with asgi_client(app):
+        (worker,) = (each for each in set(threading.enumerate()) - before if each.name.startswith("jobs-"))
+        app.readiness.drain()
+        await asyncio.to_thread(worker.join, 30)
+        assert not worker.is_alive()

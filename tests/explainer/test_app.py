@@ -5,6 +5,7 @@ import base64
 import csv
 import io
 import shutil
+import threading
 from pathlib import Path
 
 import httpx
@@ -230,3 +231,13 @@ async def test_it_is_alive_at_once_and_ready_when_warm(client: httpx.AsyncClient
             break
         await asyncio.sleep(0.05)
     assert answer.json() == {"status": "ready"}
+
+
+async def test_no_job_is_begun_once_the_service_drains(home: Path, tracking_uri: str) -> None:
+    app = create_app(ExplainerSettings())
+    before = set(threading.enumerate())
+    async with asgi_client(app):
+        (worker,) = (each for each in set(threading.enumerate()) - before if each.name.startswith("jobs-"))
+        app.readiness.drain()
+        await asyncio.to_thread(worker.join, 30)
+        assert not worker.is_alive()

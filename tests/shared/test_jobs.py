@@ -339,6 +339,76 @@ def test_a_stopped_worker_hands_its_job_back(live: Jobs, start_worker: StartWork
     assert (returned.status, returned.attempts, returned.token) == ("queued", 0, 1)
 
 
+def test_a_job_that_does_not_end_in_time_is_given_back_all_the_same(live: Jobs, records: RecordStore) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def silent(job: Job, tell: ProgressFn) -> dict[str, Any]:
+        begun.set()
+        assert goes_on.wait(60)
+        return {"by": "who was stopped"}
+
+    job = live.submit("evaluation", "key", {})
+    worker = Worker(live, {"evaluation": silent}, poll_seconds=0.01)
+    worker.start()
+    assert begun.wait(10)
+    assert not worker.stop(0)
+    returned = live.get(job.id)
+    assert (returned.status, returned.attempts) == ("queued", 0)
+    resumed = _claim(live, "another replica")
+    goes_on.set()
+    assert worker.stop(30)
+    assert live.finish(resumed, {"by": "another"}).result == {"by": "another"}
+
+
+def test_a_worker_that_hears_of_the_end_takes_nothing_more(live: Jobs) -> None:
+    begun, draining = threading.Event(), threading.Event()
+
+    def endless(job: Job, tell: ProgressFn) -> dict[str, Any]:
+        while True:
+            tell(0, 1, "endless")
+            begun.set()
+            time.sleep(0.01)
+
+    first, second = (live.submit("evaluation", key, {}) for key in ("first", "second"))
+    worker = Worker(live, {"evaluation": endless}, poll_seconds=0.01, stopping=draining.is_set)
+    worker.start()
+    assert begun.wait(10)
+    draining.set()
+    _eventually(lambda: live.get(first.id).status == "queued")
+    assert worker.stop(30)
+    assert [live.get(job.id).token for job in (first, second)] == [1, 0]
+
+
+def test_records_that_hang_do_not_keep_a_worker_from_stopping(records: RecordStore) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        """Answers, until the job has begun."""
+
+        def __getattr__(self, name: str) -> Any:
+            if begun.is_set():
+                assert goes_on.wait(60)
+            return getattr(records, name)
+
+    def silent(job: Job, tell: ProgressFn) -> dict[str, Any]:
+        begun.set()
+        assert goes_on.wait(60)
+        return {}
+
+    hanging: Any = Hanging()
+    worker = Worker(Jobs(hanging), {"evaluation": silent}, poll_seconds=0.01)
+    Jobs(records).submit("evaluation", "key", {})
+    worker.start()
+    assert begun.wait(10)
+    stopped = threading.Thread(target=worker.stop, args=(0,))
+    stopped.start()
+    stopped.join(30)
+    in_time = not stopped.is_alive()
+    goes_on.set()
+    assert worker.stop(30)
+    assert in_time
+
+
 def test_a_worker_that_lost_its_job_ends_it(live: Jobs, records: RecordStore, start_worker: StartWorker) -> None:
     begun, interrupted = threading.Event(), threading.Event()
 

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 JOB_TYPE = "evaluation"
 CHECK_JOB_TYPE = "engine-check"
 SELF_CHECK_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
 
 
 def create_app(settings: EvaluatorSettings) -> App:
@@ -79,7 +80,7 @@ def create_app(settings: EvaluatorSettings) -> App:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker = Worker(jobs, {JOB_TYPE: run, CHECK_JOB_TYPE: check})
+        worker = Worker(jobs, {JOB_TYPE: run, CHECK_JOB_TYPE: check}, stopping=lambda: readiness.draining)
         worker.start()
         checks = asyncio.create_task(keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
         yield
@@ -87,7 +88,8 @@ def create_app(settings: EvaluatorSettings) -> App:
         with suppress(asyncio.CancelledError):
             await checks
         await asyncio.to_thread(worker.stop)
-        records.close()
+        with suppress(TimeoutError):  # records that hang lose nothing by it
+            await asyncio.wait_for(asyncio.to_thread(records.close), CLOSE_SECONDS)
 
     return create_base_app(
         "evaluator",

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from medloop.http import App, Readiness, require
 from medloop.http import create_app as create_base_app
 from medloop.jobs import Job, Jobs, ProgressFn, Worker
@@ -29,6 +30,7 @@ JOB_TYPE = "explanation"
 IN_HAND = 5
 """Images that are explained or wait for it; one takes about a second, and more would wait longer than people do."""
 RETRY_SECONDS = 5
+CLOSE_SECONDS = 1.0
 
 
 def create_app(settings: ExplainerSettings) -> App:
@@ -55,11 +57,12 @@ def create_app(settings: ExplainerSettings) -> App:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming = threading.Thread(target=_warm, args=(readiness,), name="warming", daemon=True)
         warming.start()
-        worker = Worker(jobs, {JOB_TYPE: run})
+        worker = Worker(jobs, {JOB_TYPE: run}, stopping=lambda: readiness.draining)
         worker.start()
         yield
         await asyncio.to_thread(worker.stop)
-        records.close()
+        with suppress(TimeoutError):  # records that hang lose nothing by it
+            await asyncio.wait_for(asyncio.to_thread(records.close), CLOSE_SECONDS)
 
     return create_base_app(
         "explainer",
@@ -126,7 +129,8 @@ def _router(explainer: Explainer, jobs: Jobs) -> APIRouter:
         asked = parse_methods(methods)
         with desk.place():
             data = await request.body()
-            return await asyncio.to_thread(
+            # Not in the event loop's own few threads: what ends the service needs one of them.
+            return await run_in_threadpool(
                 lambda: explainer.explain(explainer.models.find(model, version), data, target, asked)
             )
 
