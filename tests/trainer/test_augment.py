@@ -169,12 +169,15 @@ def test_in_ct_no_grey_value_is_made_up() -> None:
 def test_erasing_leaves_one_flat_rectangle_of_bounded_size() -> None:
     torch.manual_seed(0)
     images = noise(channels=3, count=300).float()
-    erased = (erase(images, 0.5) != images).all(dim=1)  # [N, S, S]
+    after = erase(images, 0.5)
+    erased = (after != images).all(dim=1)  # [N, S, S]
     touched = erased.flatten(1).any(dim=1)
     assert 110 <= int(touched.sum()) <= 190
     share = erased[touched].float().mean(dim=(1, 2))
     # Smaller than drawn where rounding or the image's edge cuts it off.
     assert 0.12 < float(share.max()) <= 0.2
+    flat = images.mean(dim=(2, 3))[:, :, None, None].expand_as(images)
+    torch.testing.assert_close(after, torch.where(erased[:, None], flat, images))
     rows, columns = erased.any(dim=2), erased.any(dim=1)
     assert torch.equal(rows.sum(dim=1) * columns.sum(dim=1), erased.sum(dim=(1, 2)))
 

@@ -91,8 +91,8 @@ def change(pixels: Tensor, moves: Moves) -> Tensor:
 
 
 def erase(pixels: Tensor, probability: float) -> Tensor:
-    """Fill a rectangle of some images with their own mean (Zhong et al. 2020, who fill with noise, which no medical
-    image has)."""
+    """Fill a rectangle of some images with their own mean colour (Zhong et al. 2020, who fill with noise, which no
+    medical image has)."""
     count, (height, width) = len(pixels), pixels.shape[2:]
     area = torch.empty(count).uniform_(_LEAST_ERASED, _MOST_ERASED)
     aspect = torch.empty(count).uniform_(-1, 1).mul_(math.log(_LARGEST_ASPECT)).exp_()
@@ -101,7 +101,7 @@ def erase(pixels: Tensor, probability: float) -> Tensor:
     half_height = half_height * (torch.rand(count) < probability)
     centre = torch.randint(height, (count,)), torch.randint(width, (count,))
     boxes = Boxes.around(centre, (half_height.long(), half_width.long()), height, width)
-    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
     return torch.where(boxes.mask(height, width, pixels.device), mean, pixels)
 
 

@@ -38,11 +38,12 @@ class Boxes(NamedTuple):
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         inside_rows = (rows >= top) & (rows < bottom)  # [N, height]
         inside_columns = (columns >= left) & (columns < right)
-        return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+        mask: Tensor = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+        return mask
 
     def share(self, height: int, width: int) -> Tensor:
         """float32 [N]: the share of the image's pixels that lies inside, exactly."""
-        area: Tensor = (self.bottom - self.top) * (self.right - self.left)
+        area = (self.bottom - self.top) * (self.right - self.left)
         return area / (height * width)
 
 
