@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from medloop.errors import UntrustedModel
 from medloop.schemas import now
@@ -149,11 +150,9 @@ def read_bundle(folder: Path) -> Bundle:
     """
     try:
         text = (folder / CARD).read_bytes()
-        card = Card.model_validate_json(text)
     except FileNotFoundError as exc:
         raise UntrustedModel(f"This is no bundle: {CARD} is missing. Register the version again.") from exc
-    except ValidationError as exc:
-        raise UntrustedModel(f"{CARD} is not what this release reads: {exc.errors()[0]['msg']}.") from exc
+    card = read_card(text)
     missing = {MODEL, GOLDEN} - card.files.keys()
     if missing:
         raise UntrustedModel(f"{CARD} does not name {', '.join(sorted(missing))}; register the version again.")
@@ -167,6 +166,26 @@ def read_bundle(folder: Path) -> Bundle:
         if sha256_file(path) != expected:
             raise UntrustedModel(f"{name} is not the file that was registered: its SHA-256 differs from the card's.")
     return Bundle(folder, card, hashlib.sha256(text).hexdigest())
+
+
+def read_card(text: bytes) -> Card:
+    """The card in `bundle.json`; raises UntrustedModel, naming the member that is not as it must be."""
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as exc:
+        raise UntrustedModel(f"{CARD} {_fault(exc.errors(include_url=False)[0])}.") from exc
+
+
+def _fault(first: ErrorDetails) -> str:
+    """What is wrong with a card, and what to do, in words that need no knowledge of how it is checked."""
+    member = ".".join(map(str, first["loc"]))[:100]  # names of files are whatever somebody wrote
+    if not member:
+        return "holds no JSON object; register the version again"
+    if first["type"] == "missing":
+        return f"lacks {member}; register the version again"
+    if first["type"] == "extra_forbidden":
+        return f"holds {member}, which this release does not know; update MedLoop"
+    return f"holds a value of {member} that this release does not take; register the version again, or update MedLoop"
 
 
 def prediction_set(probabilities: NDArray[np.float32], card: Card) -> list[str]:

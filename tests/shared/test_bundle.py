@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +48,46 @@ def test_a_card_cannot_leave_out_the_model_or_name_files_elsewhere(tmp_path: Pat
 def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UntrustedModel, match="no bundle"):
         read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ([], [], "holds no JSON object"),
+        (["seed"], None, "lacks seed"),
+        (["conformal", "threshold"], None, "lacks conformal.threshold"),
+        (["conformal", "threshold"], 2, "a value of conformal.threshold that"),
+        (["classes"], ["one"], "a value of classes that"),
+        (["preparation", "size"], "large", "a value of preparation.size that"),
+        (["preparation", "version"], 2, "a value of preparation.version that"),
+        (["preparation", "gamma"], 2.2, "holds preparation.gamma, which this release does not know"),
+        (["preparation", "window"], [5, 1], "a value of preparation that"),
+        (["files", "model.onnx"], 7, "a value of files.model.onnx that"),
+    ],
+)
+def test_what_is_wrong_with_a_card_is_told_by_name(tmp_path: Path, path: list[str], value: Any, says: str) -> None:
+    tiny_bundle(tmp_path)
+    document = json.loads((tmp_path / CARD).read_text())
+    part = document
+    for name in path[:-1]:
+        part = part[name]
+    if path and value is None:
+        del part[path[-1]]
+    elif path:
+        part[path[-1]] = value
+    (tmp_path / CARD).write_text(json.dumps(document if path else value))
+    with pytest.raises(UntrustedModel, match=f"^bundle.json .*{re.escape(says)}") as caught:
+        read_bundle(tmp_path)
+    assert "Input should" not in caught.value.detail
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'"' + b"x" * 100])
+def test_a_card_that_is_no_json_is_told_in_one_sentence(tmp_path: Path, text: bytes) -> None:
+    tiny_bundle(tmp_path)
+    (tmp_path / CARD).write_bytes(text)
+    with pytest.raises(UntrustedModel) as caught:
+        read_bundle(tmp_path)
+    assert caught.value.detail == "bundle.json holds no JSON object; register the version again."
 
 
 def test_a_prediction_set_holds_what_cannot_be_ruled_out(tmp_path: Path) -> None:

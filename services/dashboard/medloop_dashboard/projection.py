@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from zipfile import BadZipFile
 
 import numpy as np
-from medloop.bundle import Card
+from medloop.bundle import read_card
 from medloop.errors import UntrustedModel
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 MAX_POINTS = 1500
 """Drawn at most, so that a chart stays light in a browser."""
@@ -48,14 +47,14 @@ def project(card: bytes, reference: bytes) -> Projection:
 
     Raises UntrustedModel when they are not what this release reads.
     """
+    classes = read_card(card).classes
     try:
-        classes = Card.model_validate_json(card).classes
         with np.load(io.BytesIO(reference), allow_pickle=False) as arrays:
             embeddings, labels = arrays["embeddings"], arrays["labels"]
         # Drawn by lot, always the same: the images may lie in any order, and every n-th could be of one class.
         chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_POINTS])
         names = [classes[label] for label in labels[chosen]]
         points, explained = principal_plane(embeddings[chosen])
-    except (ValidationError, BadZipFile, ValueError, KeyError, IndexError, OSError) as exc:
+    except (BadZipFile, ValueError, KeyError, IndexError, OSError) as exc:
         raise UntrustedModel("The bundle's embeddings cannot be read; register the version again.") from exc
     return Projection(points, names, explained)
