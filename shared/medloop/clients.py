@@ -38,6 +38,7 @@ from medloop.schemas import (
     ServedModel,
     TimelineEntry,
 )
+from medloop.tracing import outgoing
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -91,6 +92,10 @@ class _Credentials(httpx.Auth):
         yield request
 
 
+def _join_trace(request: httpx.Request) -> None:
+    request.headers.update(outgoing())
+
+
 class _Client:
     """Calls with the key in `MEDLOOP_API_KEY`, if there is one. `act_as` says, at each call, for which person that is,
     where the key has the scope to do so."""
@@ -111,6 +116,7 @@ class _Client:
             timeout=httpx.Timeout(timeout, connect=5.0),
             transport=transport,
             auth=_Credentials(ClientSettings().api_key, act_as),
+            event_hooks={"request": [_join_trace]},
         )
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""JSON logs, one object a line, each with the id of the request it belongs to.
+"""JSON logs, one object a line, each with the ids of the request and the trace it belongs to.
 
 Nothing that could identify a patient is logged: no file names, no image content, no labels given by people.
 """
@@ -9,6 +9,8 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from medloop import tracing
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -32,6 +34,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (current := request_id.get()) is not None:
             entry["request_id"] = current
+        if (span := tracing.current.get()) is not None:
+            entry["trace_id"] = span.trace_id
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

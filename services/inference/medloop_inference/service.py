@@ -4,6 +4,7 @@ import logging
 import time
 
 from anyio import CapacityLimiter
+from medloop import tracing
 from medloop.cpus import available_cpus
 from medloop.engines import check_offered
 from medloop.engines.checks import find_check
@@ -30,6 +31,7 @@ from medloop_inference.records import Entry, Recorder
 from medloop_inference.settings import Settings
 from medloop_inference.shadow import Shadow
 from medloop_inference.spool import Spool
+from medloop_inference.traced import TracedPredictor
 
 CORRECTING = 2
 """Corrections that are decoded and stored at once: they must not take the processor from predictions."""
@@ -73,7 +75,8 @@ class Service:
         self.recorder = Recorder(self.records, self.objects, self.spool)
         self.dicom = DicomReader()
         cpus = available_cpus()
-        self.predictor = Predictor(
+        predictor = TracedPredictor if tracing.wanted() else Predictor
+        self.predictor = predictor(
             self.watcher.served,
             settings.queue,
             lanes=cpus,

@@ -2,6 +2,7 @@
 
 app.py       the factory: `/livez`, `/readyz`, `/metrics`, OpenAPI, and the routers a service adds
 guard.py     what happens to each request before and after the application: id, access, limits, metrics
+traced.py    a span around each request, where traces are on
 held.py      what the bodies of all requests may take together
 problems.py  problem details (RFC 9457) for every error
 server.py    the server process: slow clients, too many connections, and how it stops

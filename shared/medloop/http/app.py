@@ -4,6 +4,7 @@ It gives: `/livez`, `/readyz`, `/metrics`, OpenAPI, problem details (RFC 9457) f
 answers and logs, limits on what comes in, and the access rules of `medloop.auth`.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -11,21 +12,29 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medloop import __version__
 from medloop.auth import Access, AuthSettings
 from medloop.http.guard import Direct, Guard
 from medloop.http.problems import PROBLEM, Dialects, add_handlers
 from medloop.http.scopes import require, route_scopes
+from medloop.http.traced import Traced
 from medloop.schemas import Problem
 from medloop.settings import ServerSettings
+from medloop.tracing import open_tracing
 
 STOP_SECONDS = 20.0
 """How long stopping may take once no more connections are taken, requests and all parts of a service together:
 whoever stops it (Kubernetes, `medloop down`) kills it after 30 s, of which a load balancer needs some to notice."""
+TRACES_SECONDS = 2.0
+"""How long the last traces may take to leave when a service stops, of the time that is left then."""
+_NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+"""FastAPI's own would send queries and messages of exceptions, which may be about patients; and it sees less than the
+guard, around which ours stands."""
 _SCHEMA = {"schema": Problem.model_json_schema()}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -66,15 +75,17 @@ class Readiness:
 
 
 class App(FastAPI):
-    """A FastAPI application with the guard around it, so that it also guards what FastAPI never sees."""
+    """A FastAPI application with the guard around it, so that it also guards what FastAPI never sees. `entry` is the
+    guard, or what traces it."""
 
+    entry: ASGIApp
     guard: Guard
     readiness: Readiness
     access: Access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self.guard(scope, receive, send)
+            await self.entry(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -102,13 +113,24 @@ def create_app(
 
     `dialects` has what problem documents under a path hold beside the members of RFC 9457.
 
+    Traces are on where the environment asks for them (`medloop.tracing`); raises InvalidRequest when it cannot be done.
+
     Each route says which scope it needs (`require`); a router with one that says nothing is for `admin` alone.
     """
     access = Access(auth or AuthSettings())
+    tracing = open_tracing(title)
+
+    async def end_traces() -> None:
+        if tracing is not None:
+            left = TRACES_SECONDS if readiness.stop_by is None else readiness.stop_by - time.monotonic()
+            await asyncio.to_thread(tracing.stop, min(TRACES_SECONDS, max(0.0, left)))
 
     @asynccontextmanager
     async def whole(app: FastAPI) -> AsyncIterator[None]:
         async with access.running(), AsyncExitStack() as parts:
+            if tracing is not None:
+                tracing.start()
+                parts.push_async_callback(end_traces)  # last of all
             if lifespan is not None:
                 await parts.enter_async_context(lifespan(app))
             parts.callback(access.begin_stop)  # before the service's own parts, whose end may take longer
@@ -118,6 +140,7 @@ def create_app(
         title=f"MedLoop {title}",
         version=__version__,
         lifespan=whole,
+        telemetry=_NO_TELEMETRY,
         responses={"default": {"description": "Problem details (RFC 9457)", "content": {PROBLEM: _SCHEMA}}},
     )
     metrics = CollectorRegistry()
@@ -134,6 +157,7 @@ def create_app(
     app.guard = Guard(
         super(App, app).__call__, settings, access, metrics, readiness, direct or {}, streamed, dialects or {}
     )
+    app.entry = app.guard if tracing is None else Traced(app.guard, tracing, direct or {})
     return app
 
 
