@@ -105,6 +105,13 @@ def test_a_batch_is_mixed_in_one_way() -> None:
         Options.checked(cutmix_probability=0.6, mixup_probability=0.5)
 
 
+def test_what_may_be_done_to_images_follows_their_looks_unless_asked_otherwise() -> None:
+    assert settled(looks=Looks(3)).moves.right_angles
+    assert not settled(looks=Looks(3), modality="ct-mr").moves.right_angles
+    assert not settled().moves.horizontal_flip
+    assert settled(horizontal_flip=True).moves.horizontal_flip
+
+
 def test_a_recipe_reads_as_it_was_written() -> None:
     recipe = settled(modality="histology", horizontal_flip=False, erase_probability=0.25, logit_adjustment=1.0)
     assert Recipe.read(recipe.model_dump_json(indent=1)) == recipe
