@@ -1,21 +1,33 @@
-"""The run in MLflow: everything needed to tell later what was trained, on what, how, and how it went."""
+"""The run in MLflow: everything needed to tell later what was trained, on what, how, and how it went.
 
-import io
+While a training runs nothing here waits for MLflow: what is tracked goes into the spool and is delivered from there by
+a thread, when MLflow answers; what is left when the process ends, by `Run.resume` or when the next training starts.
+"""
+
+import json
 import logging
-import subprocess
-import sys
+import os
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from medloop.errors import NotFound, TrackingUnavailable
 from medloop.registry import BUNDLE_PATH, TAG_DATASET, TAG_OUTCOME, Registry, translated
+from medloop.settings import HomeSettings, mask_url
+
+from medloop_trainer.curves import curves_png, epoch_metrics
+from medloop_trainer.delivery import INTERVAL, Courier, deliver
+from medloop_trainer.environment import environment_tags, git_commit, package_versions
+from medloop_trainer.spool import SUFFIX, DatasetInput, Entry, Spool
 
 if TYPE_CHECKING:
+    from medloop.data.manifest import Manifest
+
     from medloop_trainer.loop import Epoch
+
+__all__ = ["PATIENCE", "Run", "curves_png", "git_commit", "package_versions", "patiently"]
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +37,47 @@ TRAINING_PATH = "training"
 """Where the trainer's own files lie among the run's artifacts."""
 PATIENCE = 300.0
 """Seconds that a finished training waits for MLflow to come back: what was computed is worth it."""
-_PACKAGES = ("medloop", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "mlflow-skinny", "mlflow")
-_GIT_COMMIT = "mlflow.source.git.commit"  # MLflow shows it under this name
+_DIGEST_DIGITS = 36  # MLflow's limit
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds: `interval` between two batches, `patience` of a finished training, and `last_words` of a process that
+    ends, for MLflow to take the run's status: it may have been told to stop, and the spool has it."""
+
+    interval: float = INTERVAL
+    patience: float = PATIENCE
+    last_words: float = 10.0
 
 
 class Run:
-    """One MLflow run. Metrics are sent by a thread of their own, so that the loop never waits for them."""
+    """One MLflow run, from `start` or `resume` to `finish` or `abandon`.
 
-    def __init__(self, registry: Registry, run_id: str) -> None:
+    `log_params`, `log_dataset` and `log_epoch` return at once and never fail for MLflow or the disk.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        run_id: str,
+        spool: Spool,
+        *,
+        params: Mapping[str, str] | None = None,
+        epochs: Iterable[int] = (),
+        waits: Waits = Waits(),
+    ) -> None:
+        """`params` and the numbers of `epochs` are what MLflow has of the run already."""
+        # Standard output is the result's.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.id = run_id
-        self._registry = registry
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="medloop-metrics")
-        self._unsent: list[tuple[int, int, dict[str, float]]] = []
-        self._sending: list[Future[None]] = []
+        self._registry, self._spool, self._waits = registry, spool, waits
+        self._params, self._epochs = dict(params or {}), set(epochs)
+        self.courier = Courier(registry, run_id, spool, interval=waits.interval)
 
     @classmethod
-    def start(cls, registry: Registry, model: str, dataset_id: str) -> Self:
-        """Open a run in the experiment named after `model`; raises TrackingUnavailable when MLflow does not answer."""
+    def start(cls, registry: Registry, model: str, dataset_id: str, *, home: Path | None = None) -> Self:
+        """Open a run in the experiment named after `model`; `home` is `MEDLOOP_HOME` by itself. Raises
+        TrackingUnavailable when MLflow does not answer."""
         from mlflow.exceptions import MlflowException
 
         client = registry.client
@@ -54,42 +90,80 @@ class Run:
             experiment = client.get_experiment_by_name(model)
             if experiment is None:
                 raise NotFound(f"The MLflow experiment {model} was deleted; restore it or choose another name.")
-            tags = {TAG_DATASET: dataset_id, "mlflow.source.name": "medloop_trainer"}
-            if (commit := git_commit()) is not None:
-                tags[_GIT_COMMIT] = commit
+            tags = {TAG_DATASET: dataset_id, "mlflow.source.name": "medloop_trainer", **environment_tags()}
             name = f"{model}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-            return cls(registry, client.create_run(experiment.experiment_id, tags=tags, run_name=name).info.run_id)
+            run_id = client.create_run(experiment.experiment_id, tags=tags, run_name=name).info.run_id
+        return cls(registry, run_id, Spool(spool_path(run_id, home)))
+
+    @classmethod
+    def resume(cls, registry: Registry, run_id: str, *, home: Path | None = None) -> Self:
+        """Go on with a run that was stopped: what is left of it is delivered first, and it runs again in MLflow. Epochs
+        that MLflow has already are not tracked twice.
+
+        Raises NotFound, TrackingUnavailable, Conflict when another process is at it, and StorageFull or
+        StorageUnavailable for the home folder.
+        """
+        client = registry.client
+        with translated(registry.tracking_uri, f"Run {run_id}"):
+            client.get_run(run_id)
+        spool = Spool(spool_path(run_id, home))
+        spool.claim()
+        try:
+            deliver(registry, run_id, spool)
+            with translated(registry.tracking_uri, f"Run {run_id}"):
+                found = client.get_run(run_id).data
+                history = client.get_metric_history(run_id, "train_loss")
+                if TAG_OUTCOME in found.tags:
+                    client.delete_tag(run_id, TAG_OUTCOME)
+                client.update_run(run_id, status="RUNNING")
+        except BaseException:
+            spool.close()
+            raise
+        run = cls(registry, run_id, spool, params=found.params, epochs=[metric.step for metric in history])
+        run._append(Entry(at=_now(), tags=environment_tags()))
+        return run
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        from mlflow.entities import Param
+        """Add parameters. What the run has already stays, as MLflow wants it; a different value is told in the log."""
+        given = {name: str(value) for name, value in params.items()}
+        for name in given.keys() & self._params.keys():
+            if given[name] != self._params[name]:
+                log.warning("%s is %s now and was %s when the run began", name, given[name], self._params[name])
+        new = {name: value for name, value in given.items() if name not in self._params}
+        self._params |= new
+        self._append(Entry(at=_now(), params=new))
 
-        self._call(
-            lambda: self._registry.client.log_batch(self.id, params=[Param(k, str(v)) for k, v in params.items()])
+    def log_dataset(self, manifest: "Manifest", objects_url: str) -> None:
+        """Name the data set version as the run's input, with its images by split and class."""
+        counts = manifest.counts()
+        found = DatasetInput(
+            name=manifest.name,
+            digest=manifest.id[:_DIGEST_DIGITS],
+            source_type="medloop",
+            source=json.dumps({"dataset_id": manifest.id, "objects": mask_url(objects_url)}),
+            columns=json.dumps({"classes": manifest.classes}),
+            profile=json.dumps({"num_rows": len(manifest.rows), "class_distribution": counts}),
         )
+        self._append(Entry(at=_now(), dataset=found))
 
     def log_epoch(self, epoch: "Epoch") -> None:
-        """Send an epoch's figures soon; returns at once."""
-        figures = {
-            "train_loss": epoch.train_loss,
-            "val_loss": epoch.val.loss,
-            "val_accuracy": epoch.val.accuracy,
-            "learning_rate": epoch.learning_rate,
-            "images_per_second": epoch.images_per_second,
-        }
-        if epoch.val.auc is not None:
-            figures["val_auc"] = epoch.val.auc
-        self._unsent.append((epoch.number, time.time_ns() // 1_000_000, figures))
-        self._sending.append(self._sender.submit(self._send))
+        """Track every number of an epoch; of a resumed run, one that MLflow has already is left out the first time."""
+        if epoch.number in self._epochs:
+            self._epochs.remove(epoch.number)
+        else:
+            self._append(Entry(at=_now(), step=epoch.number, metrics=epoch_metrics(epoch)))
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Send figures of the whole run and wait until they, and all before, have arrived."""
-        self._unsent.append((0, time.time_ns() // 1_000_000, dict(figures)))
-        self._sender.shutdown()
-        for done in self._sending:
-            # An epoch that could not be sent is still in the list: the last attempt decides.
-            if (failure := done.exception()) is not None:
-                log.warning("metrics were late: %s", failure)
-        self._call(self._send)
+        """Track figures of the whole run and wait until they, and all before, have arrived.
+
+        Raises TrackingUnavailable when MLflow stays away; nothing is lost then.
+        """
+        self._append(Entry(at=_now(), metrics=dict(figures)))
+        if not self.courier.drain(self._waits.patience):
+            raise TrackingUnavailable(
+                f"MLflow did not take what was tracked within {self._waits.patience:.0f} s; bring it back: "
+                f"{self._spool.path} keeps it until then."
+            ) from self.courier.problem
 
     def log_files(self, files: Mapping[str, str | bytes]) -> None:
         """Keep small files, by name, under `training/`."""
@@ -104,33 +178,34 @@ class Run:
         self._call(lambda: self._registry.client.log_artifacts(self.id, str(folder), BUNDLE_PATH))
 
     def finish(self) -> None:
-        self._call(lambda: self._registry.client.set_terminated(self.id))
+        """Mark the run `FINISHED`; while MLflow is away that is left to the spool."""
+        self._end(Entry(at=_now(), status="FINISHED"))
 
     def abandon(self, status: str, outcome: str) -> None:
-        """Mark the run `FAILED` or `KILLED`, and say why; without MLflow that stays unsaid."""
-        self._sender.shutdown(cancel_futures=True)
-        try:
-            with translated(self._registry.tracking_uri, f"Run {self.id}"):
-                self._registry.client.set_tag(self.id, TAG_OUTCOME, outcome)
-                self._registry.client.set_terminated(self.id, status)
-        except TrackingUnavailable as exc:
-            log.warning("the run could not be marked %s: %s", status, exc)
+        """Mark the run `FAILED` or `KILLED`, and say why; while MLflow is away that is left to the spool."""
+        self._end(Entry(at=_now(), tags={TAG_OUTCOME: outcome}, status=status))
 
-    def _send(self) -> None:
-        from mlflow.entities import Metric
+    def _end(self, entry: Entry) -> None:
+        self._append(entry)
+        if not self.courier.drain(self._waits.last_words):
+            log.warning("MLflow has not all of the run; the next training delivers it from %s", self._spool.path)
+        self.courier.stop()
+        self._spool.close()
 
-        count = len(self._unsent)
-        metrics = [
-            Metric(name, value, at, step)
-            for step, at, figures in self._unsent[:count]
-            for name, value in figures.items()
-        ]
-        with translated(self._registry.tracking_uri, f"Run {self.id}"):
-            self._registry.client.log_batch(self.id, metrics=metrics)
-        del self._unsent[:count]
+    def _append(self, entry: Entry) -> None:
+        self._spool.append(entry)
+        self.courier.notice()
 
     def _call(self, work: Callable[[], Answer]) -> Answer:
         return patiently(self._registry.tracking_uri, work)
+
+
+def spool_path(run_id: str, home: Path | None = None) -> Path:
+    return (home or HomeSettings().home) / "tracking" / f"{run_id}{SUFFIX}"
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def patiently(tracking_uri: str, work: Callable[[], Answer], patience: float = PATIENCE, pause: float = 2.0) -> Answer:
@@ -148,43 +223,3 @@ def patiently(tracking_uri: str, work: Callable[[], Answer], patience: float = P
                 raise
             log.warning("waiting for MLflow: %s", exc)
             time.sleep(pause)
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this code runs from; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def package_versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # mlflow beside mlflow-skinny is not everywhere
-            continue
-    return found
-
-
-def curves_png(epochs: "tuple[Epoch, ...]") -> bytes:
-    """Loss, validation accuracy and learning rate by epoch."""
-    from matplotlib.figure import Figure  # without pyplot, which keeps global state and looks for a display
-
-    figure = Figure(figsize=(12, 3.5), dpi=100, layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    numbers = [epoch.number for epoch in epochs]
-    loss.plot(numbers, [epoch.train_loss for epoch in epochs], marker=".", label="train (mixed, smoothed targets)")
-    loss.plot(numbers, [epoch.val.loss for epoch in epochs], marker=".", label="val")
-    loss.set(title="loss", xlabel="epoch")
-    loss.legend()
-    accuracy.plot(numbers, [epoch.val.accuracy for epoch in epochs], marker=".")
-    accuracy.set(title="val accuracy", xlabel="epoch")
-    rate.plot(numbers, [epoch.learning_rate for epoch in epochs], marker=".")
-    rate.set(title="learning rate at the end", xlabel="epoch")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
