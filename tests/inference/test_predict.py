@@ -27,8 +27,9 @@ from medloop.testing import tiny_bundle, tiny_outlier, tiny_probabilities
 from medloop.vision.dicom import DicomImage
 from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png
+from medloop_inference import batcher
 from medloop_inference.answer import record_of
-from medloop_inference.batcher import SLOW_IMAGES, SMALL, Settled
+from medloop_inference.batcher import LIGHT, SLOW_IMAGES, SMALL, Settled
 from medloop_inference.champion import Served, load
 from medloop_inference.predict import WINDOW, Answer, Options, Predictor
 from medloop_inference.settings import QueueSettings
@@ -325,6 +326,110 @@ async def test_a_large_image_holds_up_no_small_one(served: Served, grey: Grey, g
         gate.set()
         assert given(await big).label == "bright"
     assert small.label == "dark"
+
+
+class Where(Ear):
+    """Notes which threads decode and which run the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoding: list[str] = []
+        self.running: list[str] = []
+
+    def stage(self, stage: str, seconds: float) -> None:
+        if stage == "decode":
+            self.decoding.append(threading.current_thread().name)
+
+    def batch(self, size: int, why: str, seconds: float) -> None:
+        super().batch(size, why, seconds)
+        self.running.append(threading.current_thread().name)
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes every network for a light one, however slow this machine is, and believes it at once."""
+    monkeypatch.setattr(batcher, "LIGHT_S", 60.0)
+    monkeypatch.setattr(batcher, "TURN_S", 60.0)
+
+
+HERE = threading.main_thread().name
+
+
+async def test_light_images_are_answered_without_a_change_of_threads(served: Served, grey: Grey, light: None) -> None:
+    where = Where()
+    async with predicting(where, served) as predictor:
+        good = [given(answer) for answer in await predictor.predict_many([grey(level) for level in (3, 250, 9)])]
+        (prepared,) = await predictor.predict_pixels(np.full((1, 16, 16, 1), 255, np.uint8))
+    assert [answer.label for answer in good] == ["dark", "bright", "dark"]
+    assert given(prepared).label == "bright"
+    assert where.batches == [(3, "all-ready"), (1, "all-ready")]
+    assert {*where.decoding, *where.running} == {HERE}
+
+
+async def test_what_is_not_light_after_all_goes_to_a_lane(served: Served, grey: Grey, light: None) -> None:
+    where = Where()
+    side = int(LIGHT.max_pixels**0.5) + 8
+    images = [grey(3), encode_png(np.full((side, side), 255, np.uint8)), b"no image"]
+    async with predicting(where, served) as predictor:
+        small, large, broken = await predictor.predict_many(images)
+    assert (given(small).label, given(large).label) == ("dark", "bright")
+    assert isinstance(broken, MedLoopError)
+    assert [name == HERE for name in where.decoding] == [True, False]
+
+
+async def test_heavy_networks_never_run_in_the_event_loop(
+    served: Served, grey: Grey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "LIGHT_S", 0.0)
+    where = Where()
+    async with predicting(where, served) as predictor:
+        for level in range(30):
+            given(await predictor.predict(grey(level)))
+    assert HERE not in {*where.decoding, *where.running}
+
+
+async def test_others_have_their_turn_between_light_images(
+    served: Served, grey: Grey, light: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "TURN_S", 0.0)  # one image a turn
+    ear, turns = Ear(), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with predicting(ear, served) as predictor:
+        counting = asyncio.create_task(count())
+        answers = [given(answer) for answer in await predictor.predict_many([grey(level) for level in range(20)])]
+        counting.cancel()
+    assert [answer.label for answer in answers] == ["dark"] * 20
+    assert [size for size, _ in ear.batches] == [1] * 20
+    assert turns >= 20
+
+
+async def test_a_swap_between_light_images_takes_effect_at_once(
+    ear: Ear, first: Bundle, second: Bundle, grey: Grey, light: None
+) -> None:
+    now = [served_from(first, "1")]
+    async with predicting(ear, lambda: now[0]) as predictor:
+        before = asyncio.create_task(predictor.predict(grey(150)))
+        await asyncio.sleep(0)  # it was asked, and waits for its turn
+        now[0] = served_from(second, "2")
+        after = given(await predictor.predict(grey(150)))
+        assert (given(await before).model.version, after.model.version) == ("1", "2")
+    assert (given(before.result()).label, after.label) == ("bright", "dark")
+
+
+async def test_light_or_not_only_the_poisoned_image_fails(
+    ear: Ear, served: Served, grey: Grey, light: None, gate: threading.Event
+) -> None:
+    gate.set()
+    network = Slowed(served.network, gate, poison=77)
+    async with predicting(ear, replace(served, network=network)) as predictor:
+        outcomes = await predictor.predict_many([grey(level) for level in (3, 77, 250)])
+    assert [isinstance(outcome, MedLoopError) for outcome in outcomes] == [False, True, False]
 
 
 class SlowReader(DicomReader):

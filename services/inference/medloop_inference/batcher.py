@@ -1,9 +1,11 @@
-"""From encoded images to the network's outputs, in threads: decoding beside the network, which never idles.
+"""From encoded images to the network's outputs: decoding beside the network, which never idles.
 
-Every lane does both jobs. It decodes what is queued for a millisecond or so, adds it to what is ready, and, if the
-network has room, takes what is ready through it as one batch. So a lone image pays for one change of threads in
-each direction, and under load batches form by themselves out of what arrived while the last one ran: nothing ever waits
-for a batch to fill. Large images and DICOM are decoded in slow lanes of their own and hold up nobody else.
+What costs less than changing threads is answered by the event loop's own thread, some milliseconds' worth at a time.
+All else goes to lanes, threads of which each does both jobs. A lane decodes what is queued for a millisecond or so,
+adds it to what is ready, and, if the network has room, takes what is ready through it as one batch. So a lone image
+pays for one change of threads in each direction, and under load batches form by themselves out of what arrived while
+the last one ran: nothing ever waits for a batch to fill. Large images and DICOM are decoded in slow lanes of their own
+and hold up nobody else.
 """
 
 import asyncio
@@ -37,6 +39,13 @@ SLICE_S = 0.0015
 """How long a lane decodes before it looks at the network: short beside any answer, long beside a change of threads."""
 SMALL = Limits(max_pixels=1_000_000, max_bytes=2 * 2**20)
 """What a quick lane decodes (tens of milliseconds at most); larger images go to the slow lanes."""
+LIGHT = Limits(max_pixels=2**16, max_bytes=2**15)
+"""What the event loop's thread decodes (a millisecond or two at most)."""
+LIGHT_S = 0.001
+"""Processor time of an image, decoding and network, up to which it is answered there: most of that is the
+interpreter's work, which only one thread does at a time, so that other threads would wait and not help."""
+TURN_S = 0.004
+"""How long that may take before others have their turn of the event loop."""
 SLOW_LANES = 2
 SLOW_IMAGES = 64
 """Images that the slow lanes decode or keep waiting: two requests with as many as go through at once. More of them
@@ -44,6 +53,7 @@ would wait too long anyway."""
 
 Outcome: TypeAlias = Answer | MedLoopError
 Released: TypeAlias = Literal["full", "all-ready"]
+Work: TypeAlias = Literal["decode", "network"]
 
 
 class Watch(Protocol):
@@ -100,6 +110,15 @@ class Item:
 Settled: TypeAlias = list[tuple[Item, Outcome]]
 
 
+@dataclass(slots=True)
+class _Decoded:
+    """What came of a chunk; `beyond` are those that the limits leave to others."""
+
+    ready: list[Item] = field(default_factory=list)
+    beyond: list[Item] = field(default_factory=list)
+    refused: Settled = field(default_factory=list)
+
+
 class Batcher:
     """Takes items through decoding and network; `settle` is told their outcomes, batch by batch, from a lane's thread.
 
@@ -131,6 +150,8 @@ class Batcher:
         self._decode_s = SLICE_S / 4  # moving average of one image
         self._last_ended = 0.0  # when the network last had nothing to do or ended a batch
         self._network_s = SLICE_S  # moving average of one image
+        # Moving averages of one image's processor time; some dozens of batches show that a network is light.
+        self._costs_s: dict[Work, float] = {"decode": 0.0, "network": 0.01}
         quick = [threading.Thread(target=self._quick_lane, name=f"lane-{i}", daemon=True) for i in range(lanes)]
         slow = [threading.Thread(target=self._slow_lane, name=f"slow-{i}", daemon=True) for i in range(SLOW_LANES)]
         self._threads = quick + slow
@@ -158,8 +179,36 @@ class Batcher:
             self._open += len(items)
             for item in items:
                 (self._queued if item.pixels is None else self._ready).append(item)
-            if self._idle:
-                self._work.notify()
+            self._wake()
+
+    @property
+    def room_here(self) -> int:
+        """How many images the event loop's thread may answer in one turn; none while they are not light."""
+        cost = sum(self._costs_s.values())
+        return 0 if cost >= LIGHT_S else max(1, int(TURN_S / cost))
+
+    def answer_here(self, items: Sequence[Item]) -> None:
+        """Answer in this thread, but for what is not light after all: that goes to the lanes."""
+        with self._lock:
+            self._open += len(items)
+        ready = [item for item in items if item.pixels is not None]
+
+        def decode(chunk: list[Item]) -> Settled:
+            decoded = self._decode(chunk, LIGHT)
+            ready.extend(decoded.ready)
+            with self._lock:
+                self._queued.extend(decoded.beyond)
+                self._wake()
+            return decoded.refused
+
+        if encoded := [item for item in items if item.pixels is None]:
+            self._safely("decode", decode, encoded)
+        while ready:
+            batch = [item for item in ready if item.served is ready[0].served][: self.pace.limit]
+            ready = [item for item in ready if item not in batch]
+            with self._lock:
+                self._running += 1
+            self._safely("network", self._run_batch, batch)
 
     def _settle(self, settled: Settled) -> None:
         if not settled:
@@ -170,7 +219,14 @@ class Batcher:
             if self._stopping and not self._open:
                 self._wake_all()
 
+    def _wake(self) -> None:
+        """Wake an idle lane, if there is one, for what waits; it counts as busy from here on."""
+        if self._idle and (self._queued or self._may_run()):
+            self._idle -= 1
+            self._work.notify()
+
     def _wake_all(self) -> None:
+        self._idle = 0
         self._work.notify_all()
         self._slow_work.notify_all()
 
@@ -184,25 +240,30 @@ class Batcher:
                         return
                     self._idle += 1
                     self._work.wait()
-                    self._idle -= 1
                 batch = self._take_batch() if self._may_run() else []
                 chunk = [] if batch else self._take_chunk()
-                if self._idle and (self._queued or self._may_run()):
-                    self._work.notify()
+                self._wake()
             if chunk:
-                self._safely(self._decode_chunk, chunk)
+                self._safely("decode", self._decode_chunk, chunk)
             else:
-                self._safely(self._run_batch, batch)
+                self._safely("network", self._run_batch, batch)
 
-    def _safely(self, work: Callable[[list[Item]], Settled], items: list[Item]) -> None:
-        """Whatever goes wrong, every item is settled and the lane lives: it is what everybody else waits for."""
+    def _safely(self, work: Work | None, do: Callable[[list[Item]], Settled], items: list[Item]) -> None:
+        """Whatever goes wrong, every item is settled and the lane lives: it is what everybody else waits for. What it
+        cost an image is learnt as that of `work`."""
+        began = time.thread_time()
         try:
-            settled = work(items)
+            settled = do(items)
         except Exception:
             logger.exception("a lane failed")
             unexpected = MedLoopError("An unexpected error occurred; the service's log says more.")
             settled = [(item, unexpected) for item in items]
         self._settle(settled)
+        if work is None:
+            return
+        cost = (time.thread_time() - began) / len(items)
+        with self._lock:
+            self._costs_s[work] += 0.1 * (cost - self._costs_s[work])
 
     def _may_run(self) -> bool:
         """Whether a lane should go to the network. While another is there already, decoding comes first, as long as
@@ -228,27 +289,30 @@ class Batcher:
         return [self._queued.popleft() for _ in range(min(size, len(self._queued)))]
 
     def _decode_chunk(self, chunk: list[Item]) -> Settled:
-        refused: Settled = []
-        ready: list[Item] = []
-        large: list[Item] = []
-        for item in chunk:
-            try:
-                if is_dicom(item.image) or not self._prepare(item, SMALL):
-                    large.append(item)
-                else:
-                    ready.append(item)
-                    self._decode_s += 0.1 * (item.decode_s - self._decode_s)
-            except MedLoopError as exc:
-                refused.append((item, exc))
+        decoded = self._decode(chunk, SMALL)
+        large = decoded.beyond
         with self._lock:
-            self._ready.extend(ready)
+            for item in decoded.ready:
+                self._decode_s += 0.1 * (item.decode_s - self._decode_s)
+            self._ready.extend(decoded.ready)
             room = SLOW_IMAGES - self._admission.slow
             for item in large[:room]:
                 item.slow = True
                 self._large.append(item)
                 self._slow_work.notify()
             self._admission.slow += len(large[:room])
-        return refused + [(item, _too_many_large()) for item in large[room:]]
+        return decoded.refused + [(item, _too_many_large()) for item in large[room:]]
+
+    def _decode(self, chunk: list[Item], limits: Limits) -> "_Decoded":
+        decoded = _Decoded()
+        for item in chunk:
+            try:
+                fits = not is_dicom(item.image) and self._prepare(item, limits)
+            except MedLoopError as exc:
+                decoded.refused.append((item, exc))
+            else:
+                (decoded.ready if fits else decoded.beyond).append(item)
+        return decoded
 
     def _prepare(self, item: Item, limits: Limits | None) -> bool:
         """Decode and prepare; False when the image is larger than `limits` allow here."""
@@ -281,7 +345,7 @@ class Batcher:
                         return
                     self._slow_work.wait()
                 item = self._large.popleft()
-            self._safely(self._decode_large, [item])
+            self._safely(None, self._decode_large, [item])
 
     def _decode_large(self, items: list[Item]) -> Settled:
         (item,) = items
@@ -297,7 +361,7 @@ class Batcher:
                 self._admission.slow -= 1
         with self._lock:
             self._ready.append(item)
-            self._work.notify()
+            self._wake()
         return []
 
     def _prepare_dicom(self, item: Item) -> None:
@@ -326,8 +390,7 @@ class Batcher:
         finally:
             with self._lock:
                 self._running -= 1
-                if self._idle and self._may_run():
-                    self._work.notify()
+                self._wake()
         if waiting:
             self._learn(waiting, why, started)
         return settled

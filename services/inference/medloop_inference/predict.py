@@ -160,10 +160,18 @@ class Predictor:
 
     def _flush(self) -> None:
         items, self._submitted = self._submitted, []
-        self._batcher.submit(items)
+        room = self._batcher.room_here
+        if not room:
+            self._batcher.submit(items)
+            return
+        if len(items) > room:
+            self._submitted = items[room:]
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._batcher.answer_here(items[:room])
 
     def _settle(self, settled: Settled) -> None:
-        """In a lane's thread: record first, so that no answer is out that a kill could make unheard of; then tell."""
+        """In a lane's thread, or the event loop's: record first, so that no answer is out that a kill could make
+        unheard of; then tell."""
         self._tell_sink(self._sink.settled, settled)
         loop = settled[0][0].ticket.future.get_loop()
         try:
