@@ -14,6 +14,7 @@
     ├── Conflict                  409  conflict             somebody else changed it first
     ├── UntrustedModel            409  untrusted-model      hash, signature or golden check failed
     ├── TrainingFailed            500  training-failed
+    ├── Preempted                 503  preempted            told to stop; what was done so far is kept
     ├── RateLimited               429  rate-limited         this caller asks too often
     │   └── Overloaded            429  overloaded           everybody together does
     ├── Unavailable               503  unavailable
@@ -116,6 +117,13 @@ class UntrustedModel(MedLoopError):
 
 class TrainingFailed(MedLoopError):
     code, exit_status = "training-failed", 9
+
+
+class Preempted(MedLoopError):
+    """Told to stop before the work was done; what was done is kept, and doing the same again goes on from there."""
+
+    # EX_TEMPFAIL of sysexits.h: a scheduler that starts the job again does right.
+    status, code, exit_status = 503, "preempted", 75
 
 
 class Unavailable(MedLoopError):

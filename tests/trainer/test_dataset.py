@@ -56,6 +56,11 @@ def test_a_class_that_only_copies_would_teach_is_named() -> None:
         clean_rows(manifest(row("1", "a", "train"), copy, row("twin", "b", "test"), row("3", "a", "val")))
 
 
+def test_one_class_alone_is_nothing_to_learn() -> None:
+    with pytest.raises(InvalidDataset, match="one class, a; add images of another"):
+        clean_rows(Manifest("set", ("a",), (row("1", "a", "train"), row("2", "a", "val"))))
+
+
 def test_without_validation_images_nothing_is_trained() -> None:
     with pytest.raises(InvalidDataset, match="no validation image"):
         clean_rows(manifest(row("1", "a", "train"), row("2", "b", "train"), row("3", "a", "test")))

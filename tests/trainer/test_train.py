@@ -1,8 +1,8 @@
 """The trainer as it is called: a process, a data set in objects, an MLflow."""
 
+import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from medloop.bundle import load_reference, read_bundle
 from medloop.data.build import build_dataset
 from medloop.data.cache import open_cache
@@ -24,8 +25,11 @@ from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, TAG_OUTCOME, R
 from medloop.storage.objects import ObjectStore
 from medloop.testing import free_port
 from medloop_trainer.progress import bars
+from medloop_trainer.publish import TrainingResult
 from medloop_trainer.recipe import Options
-from medloop_trainer.train import TrainerSettings, TrainingResult, train
+from medloop_trainer.settings import TrainerSettings
+from medloop_trainer.train import train
+from safetensors.torch import save_file
 
 COMMAND = [sys.executable, "-m", "medloop_trainer", "train", "--model", "phantoms"]
 
@@ -100,44 +104,17 @@ def check_run(registry: Registry, result: TrainingResult) -> None:
     assert files == [f"training/{n}" for n in ("class_distribution.json", "curves.png", "leaks.json", "recipe.json")]
 
 
-def test_a_stopped_training_is_marked_as_stopped(dataset: Manifest, registry: Registry, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "--dataset-id", dataset.id, "--epochs", "5000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-    )
-    try:
-        run_id = wait_for_first_epoch(registry, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
-        process.wait()
-    assert registry.client.get_run(run_id).info.status == "KILLED"
-    assert registry.state("phantoms") is None, "nothing half done is registered"
-
-
-def wait_for_first_epoch(registry: Registry, process: "subprocess.Popen[bytes]") -> str:
-    for _ in range(1200):
-        assert process.poll() is None, "the trainer ended before it was stopped"
-        experiment = registry.client.get_experiment_by_name("phantoms")
-        runs = registry.client.search_runs([experiment.experiment_id]) if experiment else []
-        if runs and "val_loss" in runs[0].data.metrics:
-            return str(runs[0].info.run_id)
-        time.sleep(0.1)
-    raise TimeoutError("no epoch was logged")
-
-
 @pytest.mark.usefixtures("tracking_uri")
 def test_a_run_that_fails_says_why(dataset: Manifest, registry: Registry, home: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"absent\.pth cannot be read"):
-        run_in_process(dataset.id, architecture="resnet18", pretrained="absent.pth")
+    weights = home / "resnet50.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 1, 3, 3)}, weights)
+    with pytest.raises(InvalidRequest, match=r"resnet50\.safetensors are not resnet18's"):
+        run_in_process(dataset.id, architecture="resnet18", pretrained=str(weights))
     experiment = registry.client.get_experiment_by_name("phantoms")
     assert experiment is not None
     [run] = registry.client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
-    assert "absent.pth cannot be read" in run.data.tags[TAG_OUTCOME]
+    assert "are not resnet18's; choose the --architecture they belong to" in run.data.tags[TAG_OUTCOME]
     assert not list((home / "training").iterdir())
 
 
@@ -171,6 +148,15 @@ def test_a_class_without_training_images_is_refused(dataset: Manifest, objects: 
     assert load_manifest(objects, broken.id, name="phantoms").id == broken.id
     with pytest.raises(InvalidDataset, match=f"no training image of {dataset.classes[0]}"):
         run_in_process(broken.id)
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_a_data_set_that_changed_under_its_id_is_refused(dataset: Manifest, objects: ObjectStore) -> None:
+    key = f"datasets/{dataset.id}/manifest.jsonl.gz"
+    rows = gzip.decompress(objects.get(key)).replace(b'"split":"test"', b'"split":"train"', 1)
+    objects.put(key, gzip.compress(rows))
+    with pytest.raises(InvalidDataset, match="its rows do not give its id"):
+        run_in_process(dataset.id)
 
 
 def test_without_mlflow_it_stops_before_the_work(

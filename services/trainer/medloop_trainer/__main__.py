@@ -4,18 +4,23 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated
 
 import typer
-from medloop.errors import MedLoopError
+from medloop.errors import InvalidRequest, MedLoopError
 from medloop.log import configure_logging
 
+from medloop_trainer.modality import Modality
 from medloop_trainer.progress import bars
-from medloop_trainer.recipe import Options
-from medloop_trainer.train import TrainerSettings
+from medloop_trainer.publish import TrainingResult
+from medloop_trainer.recipe import Options, Preset, Sampling
+from medloop_trainer.settings import read_trainer_settings
+from medloop_trainer.stop import Stop
+from medloop_trainer.train import resume as resume_training
 from medloop_trainer.train import train as run_training
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+stop = Stop()
 
 
 @app.callback()
@@ -25,30 +30,48 @@ def trainer() -> None:
 
 @app.command()
 def train(
-    dataset_id: Annotated[str, typer.Option(help="The data set version: 64 hex digits.")],
     model: Annotated[str, typer.Option(help="The model to add a version to: the name of the data set's lineage.")],
-    architecture: Annotated[str, typer.Option(help="auto chooses by size.")] = "auto",
+    dataset_id: Annotated[str | None, typer.Option(help="The data set version: 64 hex digits.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run instead, by its own recipe; `latest` is the newest.")
+    ] = None,
+    preset: Annotated[Preset | None, typer.Option(help="How many images are shown; by itself: standard.")] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="The longest that training may take, measured once at its start.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="By itself: by size.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the prepared images in px; 64 or less by itself.")] = None,
     epochs: Annotated[int | None, typer.Option(help="By itself: from the number of training images.")] = None,
-    batch_size: int = 64,
+    batch_size: Annotated[int | None, typer.Option(help="By itself: 64.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="The peak; by itself: 0.003, or 0.0003 pretrained.")
     ] = None,
-    weight_decay: float = 0.05,
-    label_smoothing: float = 0.05,
-    cutmix_alpha: float = 1.0,
-    cutmix_probability: float = 0.5,
-    horizontal_flip: Annotated[bool, typer.Option(help="Mirror images: not where left and right differ.")] = False,
-    pretrained: Annotated[str, typer.Option(help="auto, none, or a file of weights.")] = "auto",
-    seed: int = 0,
+    warm_up: Annotated[float | None, typer.Option(help="Share of steps in which the learning rate rises.")] = None,
+    weight_decay: float | None = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Of the weights' moving average; 0 for none.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better one before the end; 0: all.")] = None,
+    label_smoothing: float | None = None,
+    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    logit_adjustment: float | None = None,
+    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
+    horizontal_flip: Annotated[
+        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
+    ] = None,
+    erase_probability: float | None = None,
+    cutmix_alpha: float | None = None,
+    cutmix_probability: float | None = None,
+    mixup_alpha: float | None = None,
+    mixup_probability: float | None = None,
+    whole_share: Annotated[float | None, typer.Option(help="Last share of epochs without mixing.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="auto, none, or a file of weights.")] = None,
+    seed: int | None = None,
     result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
     progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
 ) -> None:
     """Train, export, log and register; the last line on standard output is the result as one JSON object."""
-    options = {name: value for name, value in locals().items() if name in Options.model_fields}
+    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
     try:
-        with bars(progress) as shown:
-            done = run_training(TrainerSettings(), dataset_id, model, Options.checked(**options), shown)
+        done = _run(model, dataset_id, resume, given, progress)
     except MedLoopError as exc:
         typer.echo(exc.detail, err=True)
         for issue in exc.extra.get("issues", ()):
@@ -60,13 +83,24 @@ def train(
     typer.echo(document)
 
 
-def _stopped(signum: int, _frame: object) -> Never:
-    # As an exception, so that the run is marked as stopped on the way out.
-    raise SystemExit(128 + signum)
+def _run(
+    model: str, dataset_id: str | None, resume: str | None, given: dict[str, object], progress: bool | None
+) -> TrainingResult:
+    settings = read_trainer_settings()
+    if resume is None:
+        if dataset_id is None:
+            raise InvalidRequest("Name what to train on with --dataset-id, or a run to go on with by --resume.")
+        with bars(progress) as shown:
+            return run_training(settings, dataset_id, model, Options.checked(**given), shown, stop)
+    if given:
+        option = "--" + next(iter(given)).replace("_", "-")
+        raise InvalidRequest(f"{option} cannot be changed in a run that goes on; leave it out, or train anew.")
+    with bars(progress) as shown:
+        return resume_training(settings, resume, model, shown, stop, dataset_id)
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGTERM, stop)
     # Threads that wait for each other sleep instead of spinning, which beside other processes trains twice as fast.
     # Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

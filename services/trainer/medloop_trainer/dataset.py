@@ -1,19 +1,25 @@
 """From a data set version to what the loop eats: which preparation fits, which images may be learnt from."""
 
+import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from medloop.data.cache import Cache
-from medloop.data.leaks import leaked_rows
-from medloop.data.manifest import Manifest
-from medloop.errors import InvalidDataset
+from medloop.data.cache import Cache, open_cache
+from medloop.data.leaks import LeakReport, leaked_rows, load_leaks
+from medloop.data.manifest import Manifest, load_manifest
+from medloop.data.parallel import ProgressFn
+from medloop.errors import InvalidDataset, NotFound
 from medloop.storage.objects import ObjectStore
 from medloop.vision.decode import decode
 from medloop.vision.prepare import PreparationSpec
 from numpy.typing import NDArray
 
 from medloop_trainer.recipe import Options
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 48  # images; colour and size are the same throughout almost every data set
 
@@ -59,8 +65,14 @@ class CleanRows:
 def clean_rows(manifest: Manifest) -> CleanRows:
     """Leave out what would let a split judge itself.
 
-    Raises InvalidDataset when a class has no image left to learn from, or there is none to choose the epoch by.
+    Raises InvalidDataset when there is one class only, a class has no image left to learn from, or there is none to
+    choose the epoch by.
     """
+    if len(manifest.classes) < 2:
+        raise InvalidDataset(
+            f"All images are of one class, {', '.join(manifest.classes) or 'without a name'}; add images of another: "
+            "there is nothing to tell apart."
+        )
     kept, left_out = {}, 0
     for split in ("train", "val", "calibration"):
         rows = np.array([i for i, row in enumerate(manifest.rows) if row.split == split], dtype=np.int64)
@@ -76,6 +88,42 @@ def clean_rows(manifest: Manifest) -> CleanRows:
     if not len(kept["val"]):
         raise InvalidDataset("There is no validation image to choose the epoch by; add images or a val split.")
     return CleanRows(kept["train"], kept["val"], kept["calibration"], left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is trained on: the version, its prepared pixels, the rows that may be learnt from, and its leak report.
+    With it in hand, objects are needed no more."""
+
+    manifest: Manifest
+    spec: PreparationSpec
+    cache: Cache
+    rows: CleanRows
+    leaks: LeakReport | None
+
+
+def gather(
+    objects: ObjectStore,
+    dataset_id: str,
+    model: str,
+    choose_spec: Callable[[Manifest], PreparationSpec],
+    cache_dir: Path,
+    progress: ProgressFn | None = None,
+) -> Material:
+    """Fetch the version as lineage `model` has it, and decode it unless that was done before.
+
+    Raises NotFound, InvalidDataset (also for a manifest that does not give its id any more), StorageUnavailable,
+    StorageFull.
+    """
+    manifest = load_manifest(objects, dataset_id, name=model)
+    rows = clean_rows(manifest)
+    try:
+        leaks = load_leaks(objects, dataset_id)
+    except NotFound:
+        log.warning("the data set has no leak report; run `medloop dataset check`")
+        leaks = None
+    spec = choose_spec(manifest)
+    return Material(manifest, spec, open_cache(manifest, spec, objects, cache_dir, progress), rows, leaks)
 
 
 def normalisation(cache: Cache, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:

@@ -1,68 +1,50 @@
-"""The training loop: AdamW on one cycle of the learning rate, with the best epoch on the validation split kept."""
+"""The training loop: from one mark to the next, until all epochs are done, none gets better, or somebody says stop.
 
-import copy
+A *mark* is a snapshot of everything, taken at steps that depend on nothing but the recipe: at the end of an epoch, and
+within a long one every so many steps. Training is taken back to the last mark when its loss is no number any more, and
+marks are what is stored as checkpoints, as often as storing keeps up; a stop adds one more checkpoint, of the very
+step. So whichever checkpoint a run goes on from, it meets the same marks, and ends with the same weights.
+"""
+
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from medloop.data.parallel import ProgressFn
-from medloop.errors import TrainingFailed
+from medloop.errors import Preempted, TrainingFailed
 from medloop.nets import ServedNetwork
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medloop_trainer.augment import Augmentation
 from medloop_trainer.calibrate import find_temperature
+from medloop_trainer.checkpoint import Snapshot
 from medloop_trainer.device import Device
+from medloop_trainer.images import Images
+from medloop_trainer.learner import Learner, logits_of, plain_copy, under
+from medloop_trainer.randomness import seed_step
 from medloop_trainer.recipe import Recipe
-from medloop_trainer.scores import Scores, score
+from medloop_trainer.sampler import Sampler
+from medloop_trainer.saver import Saver
+from medloop_trainer.schedule import one_cycle
+from medloop_trainer.scores import score
+from medloop_trainer.state import Epoch, Fit, State
+from medloop_trainer.stop import Stop
+
+__all__ = ["CHECKPOINT_STEPS", "Epoch", "Fit", "Images", "fit", "logits_of"]
 
 log = logging.getLogger(__name__)
 
-_WARM_UP = 0.25  # share of all steps in which the learning rate rises
-_FIRST, _LAST = 1 / 25, 1 / 1000  # learning rate at both ends, of its peak
-_LARGEST_GRADIENT = 2.0  # norm
-_SCORING_BATCH = 256
+CHECKPOINT_STEPS = 50
+LOWERED = 0.25
+"""What is left of the learning rate after the loss was no number: a rate that is too high is so by a factor."""
+_SHORTEST_WAY = 10  # steps between marks, however short an epoch is: copying everything takes a tenth of a small step
+_LOOKED_AT = 10  # steps between looks at the losses on a GPU, each of which waits for it
 
 
-@dataclass(frozen=True, slots=True)
-class Images:
-    """`pixels` uint8 [N, S, S, C] of a whole data set version, `labels` int64 [N], and the rows of two splits."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """`number` counts from 1; `train_loss` is the mean cross-entropy against smoothed and mixed targets.
-
-    `judged_by` is the validation loss at its own best temperature: mixed and smoothed targets make a network timid,
-    which calibration undoes later, so how sure it is must not decide which epoch is best.
-    """
-
-    number: int
-    train_loss: float
-    val: Scores
-    judged_by: float
-    learning_rate: float
-    images_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """`images_per_second` counts forward and backward passes with loading and augmentation, not validation."""
-
-    epochs: tuple[Epoch, ...]
-    best: Epoch
-    images_per_second: float
+class _Diverged(Exception):
+    """The loss, or a gradient, is no number any more."""
 
 
 def fit(
@@ -71,144 +53,195 @@ def fit(
     recipe: Recipe,
     device: Device,
     *,
+    start: tuple[Snapshot, Snapshot] | None = None,
+    saver: Saver | None = None,
+    stop: Stop | None = None,
+    checkpoint_steps: int = CHECKPOINT_STEPS,
+    compiled: bool = False,
     report: Callable[[Epoch], None] | None = None,
     progress: ProgressFn | None = None,
 ) -> Fit:
     """Train `network` in place; it ends with the weights of the epoch that the validation split liked best.
 
-    All random numbers come from torch's global generator: seed it before building the network. Raises TrainingFailed
-    when the loss is no number any more or the GPU's memory is not enough.
+    `start` is where to go on from and the mark before it. `report` is called after each epoch, again for one that had
+    to be done again.
+
+    Raises:
+        TrainingFailed: the loss was no number, twice, or the GPU's memory is not enough.
+        Preempted: `stop` was requested; the last step done is stored.
     """
-    network.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    augment = Augmentation(recipe, network.architecture.classes)
-    optimizer = _optimizer(network, recipe)
-    steps = recipe.epochs * count_batches(len(images.train), recipe)
-    step, shown, busy = 0, 0, 0.0
-    epochs, best, best_weights = list[Epoch](), None, {}
-    for number in range(1, recipe.epochs + 1):
-        network.train()
-        started, losses = time.perf_counter(), []
-        for rows in batches(images, recipe):
-            rate = recipe.learning_rate * one_cycle(step / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            pixels, labels = _load(images, rows, device)
-            inputs, targets = augment(pixels, labels, mix=number <= recipe.cutmix_epochs())
-            losses.append(_step(network, optimizer, inputs, targets, recipe, device))
-            step, shown = step + 1, shown + len(rows)
-            if progress:
-                progress("training", shown, recipe.epochs * len(images.train))
-        seconds = time.perf_counter() - started
-        busy += seconds
-        _check_finite(losses, number, recipe)
-        logits, truth = logits_of(network, images.pixels[images.val], device), images.labels[images.val]
-        val, judged_by = score(logits, truth), score(logits / find_temperature(logits, truth), truth).loss
-        epoch = Epoch(number, float(np.mean(losses)), val, judged_by, rate, len(images.train) / seconds)
-        epochs.append(epoch)
-        if math.isfinite(judged_by) and (best is None or judged_by < best.judged_by):
-            best, best_weights = epoch, copy.deepcopy(network.state_dict())
-        if report:
-            report(epoch)
-    if best is None:
-        raise TrainingFailed("No epoch ended with a loss that is a number; choose a smaller --learning-rate.")
-    network.load_state_dict(best_weights)
-    return Fit(tuple(epochs), best, len(images.train) * recipe.epochs / busy)
+    sampler = Sampler(images.labels[images.train], recipe)
+    learner = Learner(network, recipe, device, sampler.shares, compiled=compiled)
+    loop = _Loop(learner, sampler, images, recipe, device, saver, stop or Stop(), checkpoint_steps, report, progress)
+    return loop.run(start)
 
 
-def one_cycle(share: float) -> float:
-    """The learning rate as a share of its peak, `share` of all steps in: a linear rise, then half a cosine (Smith &
-    Topin 2019)."""
-    if share < _WARM_UP:
-        return _FIRST + (1 - _FIRST) * share / _WARM_UP
-    down = (share - _WARM_UP) / (1 - _WARM_UP)
-    return _LAST + (1 - _LAST) * (1 + math.cos(math.pi * down)) / 2
+class _Loop:
+    def __init__(
+        self,
+        learner: Learner,
+        sampler: Sampler,
+        images: Images,
+        recipe: Recipe,
+        device: Device,
+        saver: Saver | None,
+        stop: Stop,
+        checkpoint_steps: int,
+        report: Callable[[Epoch], None] | None,
+        progress: ProgressFn | None,
+    ) -> None:
+        self._learner, self._sampler, self._images, self._recipe = learner, sampler, images, recipe
+        self._device, self._saver, self._stop, self._checkpoint_steps = device, saver, stop, checkpoint_steps
+        self._report, self._progress = report, progress
+        self._state = State()
+        self._best: dict[str, Tensor] = {}
+        self._losses: list[Tensor] = []  # not looked at yet
 
+    def run(self, start: tuple[Snapshot, Snapshot] | None) -> Fit:
+        with self._stop.deferred():
+            if start is None:
+                self._set_mark()
+            else:
+                self._restore(start[0])
+                self._mark = start[1]
+            while not self._state.finished:
+                try:
+                    self._one_epoch()
+                except _Diverged:
+                    self._take_back()
+        state, network = self._state, self._learner.network
+        network.load_state_dict(self._best)
+        return Fit(tuple(state.epochs), state.best_epoch, self._sampler.shown(state.step) / max(state.busy, 1e-9))
 
-def count_batches(images: int, recipe: Recipe) -> int:
-    return max(1, images // recipe.batch_size)
+    def _one_epoch(self) -> None:
+        """What is left of the present epoch: its steps, its judgement, its mark."""
+        state, end = self._state, (len(self._state.epochs) + 1) * self._recipe.steps_per_epoch
+        while state.step < end:
+            self._one_step()
+            if state.step < end and state.step - state.marked >= self._checkpoint_steps:
+                self._set_mark()  # before leaving: a stop moves no mark
+            self._leave_if_asked()
+        self._look_at_losses()
+        self._judge()
+        if state.finished or state.step - state.marked >= min(_SHORTEST_WAY, self._checkpoint_steps):
+            self._set_mark()
+        if self._stop.requested and not state.finished:
+            self._leave()
 
+    def _one_step(self) -> None:
+        state, images, recipe = self._state, self._images, self._recipe
+        started = time.perf_counter()
+        rows = images.train[self._sampler.batch(state.step)]
+        pixels, labels = images.pixels[rows], images.labels[rows]
+        waited = time.perf_counter() - started
+        seed_step(recipe.seed, state.step)
+        mix = len(state.epochs) < recipe.cutmix_epochs()
+        self._losses.append(self._learner.step(state.step, pixels, labels, self._rate(state.step), mix=mix))
+        state.step += 1
+        if self._device.name == "cpu" or len(self._losses) >= _LOOKED_AT:
+            self._look_at_losses()
+        state.waited += waited
+        state.seconds += time.perf_counter() - started
+        if self._progress:
+            self._progress("training", self._sampler.shown(state.step), self._sampler.shown(recipe.steps))
 
-def batches(images: Images, recipe: Recipe) -> Iterator[NDArray[np.int64]]:
-    """One epoch's rows in random order, in batches of equal size, give or take one.
+    def _rate(self, step: int) -> float:
+        peak = self._recipe.learning_rate * (LOWERED if self._state.lowered else 1.0)
+        return peak * one_cycle(step / self._recipe.steps, self._recipe.warm_up)
 
-    Rare classes are shown more often: each image of a class of n with a frequency of n^-1/2 (Mahajan et al. 2018),
-    half way between the data's own prior and equal shares. With equal classes every image is shown exactly once.
-    """
-    order = _order(images.labels[images.train])
-    for part in np.array_split(order, count_batches(len(order), recipe)):
-        yield images.train[part]
+    def _look_at_losses(self) -> None:
+        for loss in torch.stack(self._losses).tolist() if self._losses else ():
+            if not math.isfinite(loss):
+                raise _Diverged
+            self._state.loss_sum += loss
+            self._state.loss_count += 1
+        self._losses.clear()
 
+    def _judge(self) -> None:
+        state, images, network = self._state, self._images, self._learner.judged
+        truth = images.labels[images.val]
+        logits = logits_of(network, images.pixels[images.val], self._device, between=self._leave_if_asked)
+        if not np.isfinite(logits).all():
+            raise _Diverged
+        shown = self._sampler.shown(state.step) - self._sampler.shown(state.step - self._recipe.steps_per_epoch)
+        epoch = Epoch(
+            number=len(state.epochs) + 1,
+            train_loss=state.loss_sum / state.loss_count,
+            val=score(logits, truth),
+            judged_by=score(logits / find_temperature(logits, truth), truth).loss,
+            learning_rate=self._rate(state.step - 1),
+            images_per_second=shown / state.seconds,
+            input_wait_share=state.waited / state.seconds,
+        )
+        self._enter(epoch)
+        if self._report:
+            self._report(epoch)
 
-def _order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As many places in `labels` as there are, shuffled: classes by the square root of their size."""
-    roots = np.sqrt(np.bincount(labels))
-    wanted = len(labels) * roots / roots.sum()
-    bounds = np.rint(np.concatenate([[0.0], np.cumsum(wanted)])).astype(int)  # shares that add up exactly
-    chosen = []
-    for k, count in enumerate(np.diff(bounds)):
-        places = np.flatnonzero(labels == k)
-        rounds = -(-count // max(1, len(places)))  # whole passes over the class, the last one cut short
-        passes = [places[torch.randperm(len(places)).numpy()] for _ in range(rounds)]
-        chosen.append(np.concatenate([*passes, places[:0]])[:count])
-    order = np.concatenate(chosen)
-    return np.asarray(order[torch.randperm(len(order)).numpy()])
+    def _enter(self, epoch: Epoch) -> None:
+        """Make a judged epoch part of the state, and decide whether it was the last."""
+        state, recipe = self._state, self._recipe
+        state.epochs.append(epoch)
+        state.busy += state.seconds
+        state.seconds = state.waited = state.loss_sum = 0.0
+        state.loss_count = 0
+        if state.best is None or epoch.judged_by < state.best_epoch.judged_by:
+            state.best = epoch.number
+            self._best = {name: plain_copy(value) for name, value in self._learner.judged.state_dict().items()}
+        lagging = epoch.number - state.best
+        state.finished = epoch.number == recipe.epochs or 0 < recipe.patience <= lagging
+        if state.finished and epoch.number < recipe.epochs:
+            log.info("training ends early: no epoch was better for %d", lagging)
 
+    def _snapshot(self) -> Snapshot:
+        tensors = self._learner.tensors()
+        tensors |= {f"best.{name}": value for name, value in self._best.items()}  # never changed, so not copied
+        return Snapshot(self._state.model_copy(deep=True), tensors)
 
-@torch.inference_mode()
-def logits_of(network: ServedNetwork, pixels: NDArray[np.uint8], device: Device) -> NDArray[np.float32]:
-    """Logits f32 [N, K] of `pixels` uint8 [N, S, S, C], N ≥ 1, in evaluation mode and full precision."""
-    network.eval()
-    found = []
-    for start in range(0, len(pixels), _SCORING_BATCH):
-        batch = _channels_first(pixels[start : start + _SCORING_BATCH], device)
-        found.append(network.activations(batch.float()).logits.float().cpu().numpy())
-    return np.concatenate(found)
+    def _set_mark(self) -> None:
+        self._look_at_losses()
+        self._state.marked = self._state.step
+        self._mark = self._snapshot()
+        if self._saver:
+            self._saver.offer(self._mark)
 
+    def _restore(self, snapshot: Snapshot) -> None:
+        self._learner.restore(snapshot.tensors)
+        self._best = under("best", snapshot.tensors)
+        self._state = snapshot.state.model_copy(deep=True)
+        self._losses.clear()
 
-def _optimizer(network: ServedNetwork, recipe: Recipe) -> torch.optim.AdamW:
-    # Decay pulls weights of convolutions and products to zero; for biases and norms it has no meaning.
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    free = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    def _take_back(self) -> None:
+        """To the last mark, with a lower learning rate; the second time it is no use."""
+        state, rate = self._state, self._recipe.learning_rate
+        if state.lowered:
+            raise TrainingFailed(
+                f"The loss was no number any more in epoch {len(state.epochs) + 1}, also after the learning rate was "
+                f"lowered; choose a smaller --learning-rate than {rate * LOWERED:g}."
+            )
+        log.warning(
+            "the loss is no number after step %d; training goes back to step %d with a quarter of the learning rate",
+            state.step,
+            state.marked,
+        )
+        self._restore(self._mark)
+        self._state.lowered = True
 
+    def _leave_if_asked(self) -> None:
+        if self._stop.requested:
+            self._leave()
 
-def _load(images: Images, rows: NDArray[np.int64], device: Device) -> tuple[Tensor, Tensor]:
-    labels = torch.from_numpy(images.labels[rows]).to(device.name)
-    return _channels_first(images.pixels[rows], device), labels
-
-
-def _channels_first(pixels: NDArray[np.uint8], device: Device) -> Tensor:
-    """uint8 [N, S, S, C] → [N, C, S, S], which is channels last in memory already."""
-    return torch.from_numpy(np.array(pixels)).to(device.name).permute(0, 3, 1, 2)
-
-
-def _step(
-    network: ServedNetwork,
-    optimizer: torch.optim.AdamW,
-    inputs: Tensor,
-    targets: Tensor,
-    recipe: Recipe,
-    device: Device,
-) -> float:
-    """One step down the gradient; returns the loss before it."""
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.autocast(device.name, device.autocast, enabled=device.mixed):
-            logits = network.activations(inputs).logits
-        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
-        optimizer.step()
-    except torch.OutOfMemoryError as exc:
-        raise TrainingFailed(f"The GPU's memory is not enough; choose --batch-size {recipe.batch_size // 2}.") from exc
-    return float(loss.detach())
-
-
-def _check_finite(losses: list[float], epoch: int, recipe: Recipe) -> None:
-    if not np.isfinite(losses).all():
-        raise TrainingFailed(
-            f"The loss was no number any more in epoch {epoch}; "
-            f"choose a smaller --learning-rate than {recipe.learning_rate:g}."
+    def _leave(self) -> None:
+        """Store where training stands, and the mark before it, and raise Preempted."""
+        self._look_at_losses()
+        state, steps = self._state, self._recipe.steps
+        if self._saver is None:
+            raise Preempted(f"Training was stopped after step {state.step} of {steps}.")
+        here = self._mark if state.step == state.marked else self._snapshot()
+        stored = self._saver.flush(self._mark, here) if here is not self._mark else self._saver.flush(here)
+        run_id = self._saver.checkpoints.about.run_id
+        if stored:
+            raise Preempted(f"Training was stopped after step {state.step} of {steps}; go on with --resume {run_id}.")
+        raise Preempted(
+            f"Training was stopped after step {state.step} of {steps}, but its checkpoint could not be stored; "
+            f"--resume {run_id} goes on from the one before, if there is one."
         )

@@ -1,95 +1,56 @@
-"""The trainer's story: objects → manifest → cache → network → bundle → MLflow → registry → `challenger`."""
+"""The trainer's story: objects → manifest → cache → network → bundle → MLflow → registry → `challenger`.
 
-import json
+A run that was cut off goes on where it stood: trained in part (a checkpoint), trained (a checkpoint of the end),
+exported (`MEDLOOP_HOME/training/<run id>`), or registered (nothing is left to do but to tidy up).
+"""
+
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medloop.bundle import CARD, Bundle, Card
-from medloop.data.cache import Cache, open_cache
-from medloop.data.leaks import load_leaks
-from medloop.data.manifest import Manifest, load_manifest
-from medloop.errors import InvalidRequest, MedLoopError, NotFound
-from medloop.registry import CHALLENGER, TAG_DATASET, TAG_DIGEST, Registry, Version
-from medloop.schemas import Name, now
-from medloop.settings import HomeSettings, StorageSettings, TrackingSettings
+from medloop.data.manifest import Manifest
+from medloop.errors import InvalidRequest, MedLoopError, NotFound, Preempted, StorageFull, TrainingFailed, Unavailable
+from medloop.registry import Registry, translated
+from medloop.schemas import Name
 from medloop.storage.disk import disk_errors
-from medloop.storage.objects import ObjectStore, open_objects
+from medloop.storage.objects import open_objects
 from medloop.vision.prepare import PreparationSpec
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from medloop_trainer.dataset import CleanRows, clean_rows, hashes, look_at, normalisation
+from medloop_trainer.dataset import Material, gather, look_at
 from medloop_trainer.progress import Bars
-from medloop_trainer.recipe import Options, Recipe
-from medloop_trainer.track import Run, curves_png, git_commit, package_versions, patiently
+from medloop_trainer.publish import Finished, TrainingResult, export, read_finished, register
+from medloop_trainer.recipe import Options
+from medloop_trainer.settings import TrainerSettings
+from medloop_trainer.stop import Stop
+from medloop_trainer.track import Run
 
 if TYPE_CHECKING:
-    from medloop.nets import ServedNetwork
+    from medloop_trainer.checkpoint import About
+    from medloop_trainer.learn import Surroundings, Trained
 
-    from medloop_trainer.calibrate import Calibration
-    from medloop_trainer.device import Device
-    from medloop_trainer.loop import Epoch, Fit
+__all__ = ["LATEST", "TrainerSettings", "TrainingResult", "resume", "train"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class TrainerSettings:
-    """What the trainer reads from its environment: the shared groups, composed."""
-
-    home: HomeSettings = field(default_factory=HomeSettings)
-    storage: StorageSettings = field(default_factory=StorageSettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+LATEST = "latest"
+"""Stands for the model's newest run that something is left of."""
+_DONE = "FINISHED"  # MLflow's word
+_LOOKED_THROUGH = 1000  # runs of the model, newest first
 
 
-class ValidationFigures(BaseModel):
-    accuracy: float
-    loss: float
+class _Story:
+    """What every chapter needs."""
 
-
-class TrainingResult(BaseModel):
-    """What the trainer says on its last line. `seconds` has cache, train, export and register."""
-
-    model: str
-    version: str
-    run_id: str
-    dataset_id: str
-    bundle_digest: str
-    seconds: dict[str, float]
-    images_per_second: float
-    epochs: int
-    best_epoch: int
-    val: ValidationFigures
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What is trained on: the version, its prepared pixels, and the rows that may be learnt from."""
-
-    manifest: Manifest
-    spec: PreparationSpec
-    cache: Cache
-    rows: CleanRows
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    network: "ServedNetwork"
-    recipe: Recipe
-    fit: "Fit"
-    calibration: "Calibration"
-
-
-class Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
+    def __init__(self, settings: TrainerSettings, bars: Bars, stop: Stop) -> None:
+        self.settings, self.bars, self.stop = settings, bars, stop
+        self.objects = open_objects(settings.storage.objects_url)
+        self.registry = Registry(settings.tracking.tracking_uri)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -100,8 +61,13 @@ class Clock:
         finally:
             self.seconds[name] = round(time.perf_counter() - started, 3)
 
+    def place(self, run_id: str) -> Path:
+        return self.settings.home.home / "training" / run_id
 
-def train(settings: TrainerSettings, dataset_id: str, model: str, options: Options, bars: Bars) -> TrainingResult:
+
+def train(
+    settings: TrainerSettings, dataset_id: str, model: str, options: Options, bars: Bars, stop: Stop | None = None
+) -> TrainingResult:
     """Train a network on a stored data set version and register it as the next version of `model`, which is the name
     of the version's lineage; its alias `challenger` then points at it.
 
@@ -111,24 +77,59 @@ def train(settings: TrainerSettings, dataset_id: str, model: str, options: Optio
         InvalidDataset, InvalidRequest: nothing can be learnt from it, or not with these options.
         StorageFull, StorageUnavailable: objects or the home folder cannot be used.
         TrainingFailed: the loss was no number, or the exported network is not the trained one.
+        Preempted: `stop` was requested; `resume` goes on.
     """
     _check_name(model)
-    objects = open_objects(settings.storage.objects_url)
-    registry, clock = Registry(settings.tracking.tracking_uri), Clock()
-    registry.ping()
-    # Importing torch takes seconds, which the decoding of images fills.
-    with ThreadPoolExecutor(1) as background, clock.step("cache"):
-        torch_ready = background.submit(_import_torch)
-        material = _gather(settings, objects, dataset_id, model, options, bars)
-        torch_ready.result()
-    with _run(registry, model, dataset_id) as run, _workplace(settings.home.home / "training" / run.id) as folder:
-        with clock.step("train"):
-            trained = _learn(material, options, run, bars)
-        with clock.step("export"), bars.waiting("exporting"):
-            bundle = _export(folder, material, trained, run)
-        with clock.step("register"), bars.waiting("registering"):
-            version = _register(registry, run, bundle, material, trained, objects, model)
-    return _result(version, bundle, trained, clock)
+    story = _Story(settings, bars, stop or Stop())
+    story.registry.ping()
+
+    def choose(manifest: Manifest) -> PreparationSpec:
+        return look_at(manifest, story.objects).spec(options)
+
+    material = _gather(story, dataset_id, model, choose)
+    with _running(story, lambda: _started(story, model, material)) as run:
+        from medloop_trainer.learn import begin
+
+        with story.step("train"):
+            trained = begin(material, options, settings.loop, _around(story, run))
+        return _register(story, run, _export(story, run, material, trained))
+
+
+def resume(
+    settings: TrainerSettings,
+    run_id: str,
+    model: str,
+    bars: Bars,
+    stop: Stop | None = None,
+    dataset_id: str | None = None,
+) -> TrainingResult:
+    """Go on with a run of `model` that was stopped, killed or could not be registered; `run_id` may be `LATEST`.
+
+    Recipe, data set and seed are the run's own. Raises as `train` does; NotFound when nothing is left of the run, and
+    Conflict when another process is at it.
+    """
+    _check_name(model)
+    story = _Story(settings, bars, stop or Stop())
+    story.registry.ping()
+    run_id = _latest(story, model) if run_id == LATEST else run_id
+    _check_unfinished(story, run_id)
+    finished = read_finished(story.place(run_id))
+    if finished is not None:
+        _check_same(run_id, finished, model, dataset_id)
+        with _running(story, lambda: _resumed(story, run_id)) as run:
+            return _register(story, run, finished)
+
+    from medloop_trainer.checkpoint import find_checkpoint
+
+    found = find_checkpoint(story.objects, run_id)
+    _check_same(run_id, found.about, model, dataset_id)
+    material = _gather(story, found.about.dataset_id, model, lambda _: found.about.preparation)
+    with _running(story, lambda: _resumed(story, run_id)) as run:
+        from medloop_trainer.learn import go_on
+
+        with story.step("train"):
+            trained = go_on(material, found, _around(story, run))
+        return _register(story, run, _export(story, run, material, trained))
 
 
 def _check_name(model: str) -> None:
@@ -138,195 +139,126 @@ def _check_name(model: str) -> None:
         raise InvalidRequest(f"{model!r} cannot name a model; name the data set's lineage.") from exc
 
 
+def _check_same(run_id: str, subject: "Finished | About", model: str, dataset_id: str | None) -> None:
+    if subject.model != model:
+        raise InvalidRequest(f"Run {run_id} trains {subject.model}, not {model}; name that one.")
+    if dataset_id not in (None, subject.dataset_id):
+        raise InvalidRequest(f"Run {run_id} trains on data set {subject.dataset_id}; name that one, or none.")
+
+
+def _check_unfinished(story: _Story, run_id: str) -> None:
+    with translated(story.registry.tracking_uri, f"Run {run_id}"):
+        status = story.registry.client.get_run(run_id).info.status
+    if status == _DONE:
+        _tidy_up(story, run_id)  # what could not be removed when it ended
+        raise InvalidRequest(f"Run {run_id} came to its end and is registered; train anew for another version.")
+
+
+def _latest(story: _Story, model: str) -> str:
+    from medloop_trainer.checkpoint import runs_with_checkpoints
+
+    left = runs_with_checkpoints(story.objects)
+    folder = story.place("")
+    left |= {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    with translated(story.registry.tracking_uri, f"Experiment {model}"):
+        experiment = story.registry.client.get_experiment_by_name(model)
+        runs = (
+            []
+            if experiment is None
+            else story.registry.client.search_runs(
+                [experiment.experiment_id], max_results=_LOOKED_THROUGH, order_by=["attributes.start_time DESC"]
+            )
+        )
+    for run in runs:
+        if run.info.run_id in left and run.info.status != _DONE:
+            return str(run.info.run_id)
+    raise NotFound(f"Nothing is left of any run of {model} that could be gone on with; train anew.")
+
+
+def _gather(story: _Story, dataset_id: str, model: str, choose: Callable[[Manifest], PreparationSpec]) -> Material:
+    # Importing torch takes seconds, which the decoding of images fills.
+    with ThreadPoolExecutor(1) as background, story.step("cache"):
+        torch_ready = background.submit(_import_torch)
+        cache_dir = story.settings.home.cache_dir
+        material = gather(story.objects, dataset_id, model, choose, cache_dir, story.bars)
+        torch_ready.result()
+    return material
+
+
 def _import_torch() -> None:
     import medloop.nets  # noqa: F401
-    import torchvision.transforms.v2  # noqa: F401
+
+    import medloop_trainer.augment  # noqa: F401
 
 
-def _gather(
-    settings: TrainerSettings, objects: ObjectStore, dataset_id: str, model: str, options: Options, bars: Bars
-) -> Material:
-    manifest = load_manifest(objects, dataset_id, name=model)
-    rows = clean_rows(manifest)
-    spec = look_at(manifest, objects).spec(options)
-    cache = open_cache(manifest, spec, objects, settings.home.cache_dir, bars)
-    return Material(manifest, spec, cache, rows)
+def _started(story: _Story, model: str, material: Material) -> Run:
+    run = Run.start(story.registry, model, material.manifest.id, home=story.settings.home.home)
+    run.log_dataset(material.manifest, story.settings.storage.objects_url)
+    return run
+
+
+def _resumed(story: _Story, run_id: str) -> Run:
+    return Run.resume(story.registry, run_id, home=story.settings.home.home)
 
 
 @contextmanager
-def _run(registry: Registry, model: str, dataset_id: str) -> Iterator[Run]:
-    """A run that ends as it should, whatever happens inside."""
-    run = Run.start(registry, model, dataset_id)
+def _running(story: _Story, open_run: Callable[[], Run]) -> Iterator[Run]:
+    """A run that ends as it should, whatever happens inside, with a folder of its own that goes in the end unless it
+    holds a bundle that could not be registered."""
+    run = open_run()
+    folder = story.place(run.id)
     try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         yield run
-    except MedLoopError as exc:
-        run.abandon("FAILED", f"{exc.code}: {exc.detail}")
-        raise
-    except Exception:
-        run.abandon("FAILED", "internal: see the trainer's log")
-        raise
-    except BaseException:  # Ctrl-C, or SIGTERM by way of SystemExit
-        run.abandon("KILLED", "stopped")
+    except BaseException as exc:
+        run.abandon(*_how(exc))
+        _tidy_up(story, run.id, exc)
         raise
     run.finish()
+    _tidy_up(story, run.id)
 
 
-@contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """An empty folder for the bundle. It goes in the end, unless it holds a bundle that could not be registered."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        except BaseException:
-            if (folder / CARD).exists():
-                log.warning("the trained bundle was not registered; it is kept in %s", folder)
-            else:
-                shutil.rmtree(folder)
-            raise
+def _how(exc: BaseException) -> tuple[str, str]:
+    """The run's status in MLflow, and the reason."""
+    if isinstance(exc, Preempted):
+        return "KILLED", exc.detail
+    if isinstance(exc, MedLoopError):
+        return "FAILED", f"{exc.code}: {exc.detail}"
+    if isinstance(exc, Exception):
+        return "FAILED", "internal: see the trainer's log"
+    return "KILLED", "stopped"  # Ctrl-C, or SIGTERM by way of SystemExit
+
+
+def _tidy_up(story: _Story, run_id: str, exc: BaseException | None = None) -> None:
+    """Remove what nobody will need: all of it after success, and of a training that failed and would fail again."""
+    from medloop_trainer.checkpoint import remove_checkpoints
+
+    folder = story.place(run_id)
+    if exc is not None and folder.is_dir() and read_finished(folder) is not None:
+        log.warning("the trained bundle was not registered; --resume %s does that", run_id)
+    elif folder.is_dir():
         shutil.rmtree(folder)
+    if exc is None or isinstance(exc, TrainingFailed):
+        try:
+            remove_checkpoints(story.objects, run_id)
+        except (Unavailable, StorageFull) as problem:
+            log.warning("the run's checkpoints could not be removed: %s", problem)
 
 
-def _learn(material: Material, options: Options, run: Run, bars: Bars) -> Trained:
-    import torch
-    from medloop.nets import Architecture, ServedNetwork, build
+def _around(story: _Story, run: Run) -> "Surroundings":
+    from medloop_trainer.learn import Surroundings
 
-    from medloop_trainer.calibrate import calibrate
-    from medloop_trainer.device import choose_device
-    from medloop_trainer.loop import Images, fit, logits_of
-
-    torch.manual_seed(options.seed)
-    device, cache, spec = choose_device(), material.cache, material.spec
-    architecture = Architecture(
-        id=options.choose_architecture(spec.size),
-        classes=len(material.manifest.classes),
-        channels=spec.channels,
-        size=spec.size,
-    )
-    classifier = build(architecture, options.weights)
-    recipe = Recipe.settle(
-        options,
-        architecture=architecture.id,
-        size=spec.size,
-        images=len(material.rows.train),
-        pretrained=classifier.pretrained,
-    )
-    network = ServedNetwork(architecture, classifier, *_normalisation(material, classifier.pretrained))
-    run.log_params(_params(recipe, material, device))
-
-    def report(epoch: "Epoch") -> None:
-        run.log_epoch(epoch)
-        bars.note("training", f"epoch {epoch.number}/{recipe.epochs}, val {epoch.val.accuracy:.4f}")
-        log.info("epoch", extra={"epoch": epoch.number, "val_loss": epoch.val.loss, "accuracy": epoch.val.accuracy})
-
-    images = Images(cache.images, cache.labels, material.rows.train, material.rows.val)
-    found = fit(network, images, recipe, device, report=report, progress=bars)
-    rows = material.rows.calibration
-    logits = logits_of(network, cache.images[rows], device)
-    calibration = calibrate(logits, cache.labels[rows], material.manifest.classes)
-    network.temperature.fill_(calibration.temperature)
-    return Trained(network, recipe, found, calibration)
+    return Surroundings(story.objects, run, story.bars, story.stop)
 
 
-def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:
-    if pretrained is not None:
-        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which those weights were trained with
-    return normalisation(material.cache, material.rows.train)
+def _export(story: _Story, run: Run, material: Material, trained: "Trained") -> Finished:
+    folder = story.place(run.id)
+    with story.step("export"), story.bars.waiting("exporting"), disk_errors(folder):
+        return export(folder, material, trained)
 
 
-def _params(recipe: Recipe, material: Material, device: "Device") -> dict[str, object]:
-    splits = {f"images_{split}": sum(counts.values()) for split, counts in material.manifest.counts().items()}
-    return {
-        **recipe.model_dump(),
-        **splits,
-        "dataset_id": material.manifest.id,
-        "classes": len(material.manifest.classes),
-        "images_trained_on": len(material.rows.train),
-        "images_left_out_as_leaks": material.rows.left_out,
-        "device": device.name,
-        "precision": str(device.autocast).removeprefix("torch."),
-        "threads": device.threads,
-    }
-
-
-def _export(folder: Path, material: Material, trained: Trained, run: Run) -> Bundle:
-    from medloop.nets import TrainingImages, export_bundle
-    from medloop.nets.export import REFERENCE_IMAGES
-
-    cache, calibration = material.cache, trained.calibration
-    card = Card(
-        model=material.manifest.name,
-        classes=material.manifest.classes,
-        preparation=material.spec,
-        architecture=trained.recipe.architecture,
-        temperature=calibration.temperature,
-        conformal=calibration.conformal,
-        operating_thresholds=calibration.operating_thresholds,
-        dataset_id=material.manifest.id,
-        run_id=run.id,
-        git_commit=git_commit(),
-        seed=trained.recipe.seed,
-        packages=package_versions(),
-        created_at=now(),
-    )
-    rows = material.rows.train[:: -(-len(material.rows.train) // REFERENCE_IMAGES)]
-    held_out = cache.images[material.rows.calibration]
-    training = TrainingImages(cache.images[rows], cache.labels[rows], hashes(material.manifest, rows), held_out)
-    check = cache.images[material.rows.val[:256]]
-    return export_bundle(folder, trained.network, card, training, check)
-
-
-def _register(
-    registry: Registry,
-    run: Run,
-    bundle: Bundle,
-    material: Material,
-    trained: Trained,
-    objects: ObjectStore,
-    model: str,
-) -> Version:
-    best, fit = trained.fit.best, trained.fit
-    run.log_bundle(bundle.folder)
-    run.log_files(_files(material, trained, objects))
-    run.log_figures(
-        {
-            "best_epoch": best.number,
-            "best_val_loss": best.val.loss,
-            "best_val_accuracy": best.val.accuracy,
-            "training_images_per_second": fit.images_per_second,
-            "temperature": trained.calibration.temperature,
-        }
-    )
-    tags = {TAG_DIGEST: bundle.digest, TAG_DATASET: material.manifest.id}
-    version = patiently(registry.tracking_uri, lambda: registry.register(model, run.id, tags))
-    patiently(registry.tracking_uri, lambda: registry.set_alias(model, CHALLENGER, version.version))
-    return version
-
-
-def _files(material: Material, trained: Trained, objects: ObjectStore) -> dict[str, str | bytes]:
-    files: dict[str, str | bytes] = {
-        "class_distribution.json": json.dumps(material.manifest.counts(), indent=1),
-        "recipe.json": trained.recipe.model_dump_json(indent=1),
-        "curves.png": curves_png(trained.fit.epochs),
-    }
-    try:
-        files["leaks.json"] = load_leaks(objects, material.manifest.id).to_json()
-    except NotFound:
-        log.warning("the data set has no leak report; run `medloop dataset check`")
-    return files
-
-
-def _result(version: Version, bundle: Bundle, trained: Trained, clock: Clock) -> TrainingResult:
-    best = trained.fit.best
-    return TrainingResult(
-        model=version.model,
-        version=version.version,
-        run_id=version.run_id,
-        dataset_id=bundle.card.dataset_id,
-        bundle_digest=bundle.digest,
-        seconds=clock.seconds,
-        images_per_second=round(trained.fit.images_per_second, 1),
-        epochs=len(trained.fit.epochs),
-        best_epoch=best.number,
-        val=ValidationFigures(accuracy=best.val.accuracy, loss=best.val.loss),
-    )
+def _register(story: _Story, run: Run, finished: Finished) -> TrainingResult:
+    with story.step("register"), story.bars.waiting("registering"):
+        version = register(story.registry, run, story.place(run.id), finished)
+    return finished.as_version(version, story.seconds)

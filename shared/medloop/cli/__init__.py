@@ -3,7 +3,7 @@
 Exit statuses: 0 done; 1 unexpected error; 2 wrong usage; 3 what was given cannot be used (image, data set, request);
 4 a service or store does not answer; 5 not allowed; 6 not found; 7 conflict with what is there; 8 a model failed its
 checks; 9 training failed; 10 no space left; 11 a port is in use; 12 asked
-too often, or overloaded; 130 interrupted.
+too often, or overloaded; 75 training was told to stop, and can be resumed; 130 interrupted.
 
 With `--json` a command prints one JSON object on standard output, for errors too; progress and messages go to standard
 error.

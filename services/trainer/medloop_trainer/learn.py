@@ -1,0 +1,183 @@
+"""From prepared images to a trained, calibrated network: begun, or gone on with from a checkpoint."""
+
+import logging
+from dataclasses import dataclass
+
+from medloop.nets import Architecture, ServedNetwork, build
+from medloop.storage.objects import ObjectStore
+
+from medloop_trainer.budget import measure, most_steps
+from medloop_trainer.calibrate import Calibration, calibrate
+from medloop_trainer.checkpoint import About, Checkpoints, Found
+from medloop_trainer.dataset import Material, normalisation
+from medloop_trainer.device import Device, choose_device
+from medloop_trainer.loop import Epoch, Fit, Images, fit, logits_of
+from medloop_trainer.modality import look
+from medloop_trainer.progress import Bars
+from medloop_trainer.randomness import seed_weights
+from medloop_trainer.recipe import Options, Recipe
+from medloop_trainer.saver import Saver
+from medloop_trainer.settings import LoopSettings
+from medloop_trainer.stop import Stop
+from medloop_trainer.track import Run, package_versions
+
+log = logging.getLogger(__name__)
+
+_SAMPLE = 2000  # training images that decide which changes are harmless
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    network: ServedNetwork
+    about: About
+    fit: Fit
+    calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Who is told, and where checkpoints go."""
+
+    objects: ObjectStore
+    run: Run
+    bars: Bars
+    stop: Stop
+
+
+def begin(material: Material, options: Options, settings: LoopSettings, around: Surroundings) -> Trained:
+    """Settle the recipe, and train and calibrate a new network.
+
+    Raises InvalidRequest for options that do not fit together, and what `fit` does.
+    """
+    device = choose_device()
+    seed_weights(options.seed)
+    architecture = Architecture(
+        id=options.choose_architecture(material.spec.size),
+        classes=len(material.manifest.classes),
+        channels=material.spec.channels,
+        size=material.spec.size,
+    )
+    classifier = build(architecture, options.weights)
+    network = ServedNetwork(architecture, classifier, *_normalisation(material, classifier.pretrained))
+    about = About(
+        run_id=around.run.id,
+        model=material.manifest.name,
+        dataset_id=material.manifest.id,
+        preparation=material.spec,
+        architecture=architecture,
+        recipe=_settle(options, material, network, device, compiled=settings.compile),
+        checkpoint_steps=settings.checkpoint_steps,
+        compiled=settings.compile,
+        device=device.name,
+        threads=device.threads,
+        packages=package_versions(),
+    )
+    around.run.log_params(_params(about, material, device))
+    return _finish(network, about, None, material, device, around)
+
+
+def go_on(material: Material, found: Found, around: Surroundings) -> Trained:
+    """Train from a checkpoint to the end, and calibrate. Raises what `fit` does."""
+    device, about = choose_device(), found.about
+    here = (device.name, device.threads, package_versions())
+    if here != (about.device, about.threads, about.packages):
+        log.warning(
+            "the run began on another device, with another number of threads or other packages; its weights may differ "
+            "in their last bits from those of a run that was not stopped"
+        )
+    unset = [0.0]  # normalisation is among the network's tensors
+    network = ServedNetwork(about.architecture, build(about.architecture), unset, unset)
+    log.info("going on after step %d of %d", found.last.state.step, about.recipe.steps)
+    return _finish(network, about, found, material, device, around)
+
+
+def _finish(
+    network: ServedNetwork,
+    about: About,
+    found: Found | None,
+    material: Material,
+    device: Device,
+    around: Surroundings,
+) -> Trained:
+    cache, epochs = material.cache, about.recipe.epochs
+
+    def report(epoch: Epoch) -> None:
+        around.run.log_epoch(epoch)
+        around.bars.note("training", f"epoch {epoch.number}/{epochs}, val {epoch.val.accuracy:.4f}")
+        log.info("epoch", extra={"epoch": epoch.number, "val_loss": epoch.val.loss, "accuracy": epoch.val.accuracy})
+
+    checkpoints = Checkpoints(around.objects, about)
+    if found is not None:
+        checkpoints.adopt([found.mark, found.last])
+        for epoch in found.last.state.epochs:
+            around.run.log_epoch(epoch)  # those that MLflow had not received when the run was killed
+    with Saver(checkpoints) as saver:
+        fitted = fit(
+            network,
+            _images(material),
+            about.recipe,
+            device,
+            start=None if found is None else (found.last, found.mark),
+            saver=saver,
+            stop=around.stop,
+            checkpoint_steps=about.checkpoint_steps,
+            compiled=about.compiled,
+            report=report,
+            progress=around.bars,
+        )
+    rows = material.rows.calibration
+    logits = logits_of(network, cache.images[rows], device)
+    calibration = calibrate(logits, cache.labels[rows], material.manifest.classes)
+    network.temperature.fill_(calibration.temperature)
+    return Trained(network, about, fitted, calibration)
+
+
+def _settle(options: Options, material: Material, network: ServedNetwork, device: Device, *, compiled: bool) -> Recipe:
+    cache, rows = material.cache, material.rows.train
+    sample = rows[:: -(-len(rows) // _SAMPLE)]
+    looks = look(cache.images[sample], cache.labels[sample])
+
+    def settle(most: int | None) -> Recipe:
+        return Recipe.settle(
+            options,
+            architecture=network.architecture.id,
+            size=material.spec.size,
+            images=len(rows),
+            pretrained=network.classifier.pretrained,
+            looks=looks,
+            most_steps=most,
+        )
+
+    recipe = settle(None)
+    if options.budget_minutes is None:
+        return recipe
+    pace = measure(network, _images(material), recipe, device, compiled=compiled)
+    recipe = settle(most_steps(options.budget_minutes, pace, recipe.steps_per_epoch))
+    log.info("a step takes %.3f s: %d steps in %d epochs fit the budget", pace.step, recipe.steps, recipe.epochs)
+    return recipe
+
+
+def _images(material: Material) -> Images:
+    return Images(material.cache.images, material.cache.labels, material.rows.train, material.rows.val)
+
+
+def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:
+    if pretrained is not None:
+        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which those weights were trained with
+    return normalisation(material.cache, material.rows.train)
+
+
+def _params(about: About, material: Material, device: Device) -> dict[str, object]:
+    splits = {f"images_{split}": sum(counts.values()) for split, counts in material.manifest.counts().items()}
+    return {
+        **about.recipe.model_dump(exclude={"schema_version"}),
+        **splits,
+        "dataset_id": material.manifest.id,
+        "classes": len(material.manifest.classes),
+        "images_trained_on": len(material.rows.train),
+        "images_left_out_as_leaks": material.rows.left_out,
+        "device": device.name,
+        "precision": str(device.autocast).removeprefix("torch."),
+        "threads": device.threads,
+        "compiled": about.compiled,
+    }

@@ -1,0 +1,67 @@
+"""Which images a step shows: a function of the seed and of the step's number, so that it needs no state."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medloop_trainer.randomness import generator
+from medloop_trainer.recipe import Recipe
+
+
+class Sampler:
+    """Passes over N training images in random order, cut into batches of equal size, give or take one.
+
+    A pass shows as many images as there are, classes in the recipe's shares: an image of a rare class stands in it
+    more than once, one of a common class perhaps not at all. With classes of one size, or natural sampling, every
+    image stands in it once. An epoch may be shorter than a pass (a budget can make it so): the next one goes on where
+    it ended.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], recipe: Recipe) -> None:
+        """`labels` [N] are those of the training images, N ≥ 1."""
+        self._seed = recipe.seed
+        self._labels = labels
+        counts = np.bincount(labels)
+        self.shares: NDArray[np.float64] = recipe.shown_shares(counts.tolist())
+        """Shares [K] of what is shown, by class."""
+        self.batches = max(1, len(labels) // recipe.batch_size)
+        """In one pass."""
+        self._present: tuple[int, list[NDArray[np.int64]]] = (-1, [])
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Places in the labels, int64 [B], of what step `step` (from 0) shows, over all ranks together."""
+        number, place = divmod(step, self.batches)
+        if self._present[0] != number:
+            self._present = (number, np.array_split(self._order(number), self.batches))
+        return self._present[1][place]
+
+    def shown(self, steps: int) -> int:
+        """How many images the first `steps` steps show together."""
+        passes, rest = divmod(steps, self.batches)
+        n, batches = len(self._labels), self.batches
+        return passes * n + rest * (n // batches) + min(rest, n % batches)
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        source = generator(self._seed, "order", number)
+        bounds = np.rint(np.concatenate([[0.0], np.cumsum(len(self._labels) * self.shares)])).astype(int)
+        chosen = [self._of_class(k, int(count), source) for k, count in enumerate(np.diff(bounds))]
+        order = np.concatenate(chosen)
+        return np.asarray(order[torch.randperm(len(order), generator=source).numpy()])
+
+    def _of_class(self, k: int, count: int, source: torch.Generator) -> NDArray[np.int64]:
+        """`count` places of class k: whole passes over it, the last one cut short."""
+        places = np.flatnonzero(self._labels == k)
+        rounds = -(-count // max(1, len(places)))
+        passes = [places[torch.randperm(len(places), generator=source).numpy()] for _ in range(rounds)]
+        return np.concatenate([*passes, places[:0]])[:count]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """The batches of the first pass."""
+        return (self.batch(step) for step in range(self.batches))
+
+
+def share(batch: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+    """What rank `rank` of `world` takes of a batch, so that all ranks together take each image once."""
+    return batch[rank::world]
