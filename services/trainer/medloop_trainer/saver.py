@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from medloop.errors import StorageFull, Unavailable
+from medloop.errors import MedLoopError
 
 from medloop_trainer.checkpoint import Checkpoints, Snapshot
 
@@ -19,8 +19,8 @@ PAUSE_S = 5.0
 class Saver:
     """Stores what it is offered, the newest first of all: one may wait, and gives way to a newer one.
 
-    Objects that cannot be reached stop no training: it is logged, and the next offer is the next attempt. What else
-    goes wrong in the thread comes up at the next call.
+    Objects that cannot be reached, are full or refuse stop no training: it is logged, and the next offer is the next
+    attempt. What else goes wrong in the thread, which is a fault of ours, comes up at the next call.
     """
 
     def __init__(self, checkpoints: Checkpoints, pause: float = PAUSE_S) -> None:
@@ -88,7 +88,7 @@ class Saver:
         try:
             with self._storing:
                 self.checkpoints.save(snapshot)
-        except (Unavailable, StorageFull) as exc:
+        except MedLoopError as exc:
             what = "was not stored" if snapshot.key is None else "is stored, but older ones may be left"
             log.warning("the checkpoint of step %d %s: %s", snapshot.state.step, what, exc.detail)
         return snapshot.key is not None

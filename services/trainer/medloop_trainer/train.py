@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medloop.data.manifest import Manifest
-from medloop.errors import InvalidRequest, MedLoopError, NotFound, Preempted, StorageFull, TrainingFailed, Unavailable
+from medloop.errors import InvalidRequest, MedLoopError, NotFound, Preempted, TrainingFailed
 from medloop.registry import Registry, translated
 from medloop.schemas import Name
 from medloop.storage.disk import disk_errors
@@ -79,7 +79,7 @@ def train(
         TrainingFailed: the loss was no number, or the exported network is not the trained one.
         Preempted: `stop` was requested; `resume` goes on.
     """
-    _check_name(model)
+    check_name(model)
     story = _Story(settings, bars, stop or Stop())
     story.registry.ping()
 
@@ -108,7 +108,7 @@ def resume(
     Recipe, data set and seed are the run's own. Raises as `train` does; NotFound when nothing is left of the run, and
     Conflict when another process is at it.
     """
-    _check_name(model)
+    check_name(model)
     story = _Story(settings, bars, stop or Stop())
     story.registry.ping()
     run_id = _latest(story, model) if run_id == LATEST else run_id
@@ -132,7 +132,8 @@ def resume(
         return _register(story, run, _export(story, run, material, trained))
 
 
-def _check_name(model: str) -> None:
+def check_name(model: str) -> None:
+    """Raises InvalidRequest unless `model` can name one."""
     try:
         TypeAdapter(Name).validate_python(model)
     except ValidationError as exc:
@@ -186,9 +187,12 @@ def _gather(story: _Story, dataset_id: str, model: str, choose: Callable[[Manife
 
 
 def _import_torch() -> None:
-    import medloop.nets  # noqa: F401
+    import torch
 
-    import medloop_trainer.augment  # noqa: F401
+    import medloop_trainer.learn  # noqa: F401
+
+    # The first optimizer imports torch's compiler, which takes as long as torch itself.
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
 
 
 def _started(story: _Story, model: str, material: Material) -> Run:
@@ -212,15 +216,15 @@ def _running(story: _Story, open_run: Callable[[], Run]) -> Iterator[Run]:
             folder.mkdir(parents=True, exist_ok=True)
         yield run
     except BaseException as exc:
-        run.abandon(*_how(exc))
+        run.abandon(*how_it_ended(exc))
         _tidy_up(story, run.id, exc)
         raise
     run.finish()
     _tidy_up(story, run.id)
 
 
-def _how(exc: BaseException) -> tuple[str, str]:
-    """The run's status in MLflow, and the reason."""
+def how_it_ended(exc: BaseException) -> tuple[str, str]:
+    """The status in MLflow of a run that `exc` ended, and the reason."""
     if isinstance(exc, Preempted):
         return "KILLED", exc.detail
     if isinstance(exc, MedLoopError):
@@ -242,7 +246,7 @@ def _tidy_up(story: _Story, run_id: str, exc: BaseException | None = None) -> No
     if exc is None or isinstance(exc, TrainingFailed):
         try:
             remove_checkpoints(story.objects, run_id)
-        except (Unavailable, StorageFull) as problem:
+        except MedLoopError as problem:
             log.warning("the run's checkpoints could not be removed: %s", problem)
 
 
