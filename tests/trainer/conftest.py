@@ -1,6 +1,9 @@
 """The trainer's fixtures."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 from medloop_trainer.device import Device, choose_device
 from medloop_trainer.loop import Images
 
@@ -15,3 +18,11 @@ def device() -> Device:
 @pytest.fixture(scope="session")
 def images() -> Images:
     return tiny_images()
+
+
+@pytest.fixture(scope="module")
+def one_thread(device: Device) -> Iterator[None]:
+    """For networks so tiny that two threads only wait for each other, on a busy machine for seconds."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(device.threads)

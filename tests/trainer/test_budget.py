@@ -5,6 +5,8 @@ from medloop_trainer.images import Images
 
 from .tiny import equal, tiny_network, tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize(
     ("minutes", "pace", "per_epoch", "steps"),

@@ -9,6 +9,8 @@ from torch import nn
 
 from .tiny import equal, tiny_network, tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVEN = np.array([0.5, 0.5])
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from .stores import DyingObjects, Killed, MemoryObjects
 from .tiny import equal, tiny_about, tiny_images, tiny_network, tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY = 3  # steps between marks; an epoch of these tests has 4
 
 
