@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from medloop.auth import check_exposure
 from medloop.errors import InvalidRequest, MedLoopError, PortInUse
 from medloop.http.app import App, Readiness
+from medloop.http.joined import Joined
 from medloop.log import configure_logging
 from medloop.settings import DEFAULT_PORTS, ServerSettings, read_settings
 
@@ -185,6 +186,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.transport = Joined(transport, self.loop)
         if len(self.connections) > self.limits.max_connections:
             self._refuse(b"503 Service Unavailable", b"There are too many connections; try again later.")
             self.transport.close()
