@@ -1,5 +1,6 @@
 """What every record store promises."""
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from medloop.errors import InvalidRequest
 from medloop.schemas import ModelRef, Prediction, new_id
-from medloop.storage.records import FIELDS, RecordStore, scan
+from medloop.storage.records import FIELDS, Encoded, RecordStore, scan
 
 
 def _put(records: RecordStore, documents: Sequence[dict[str, Any]], kind: str = "corrections") -> list[str]:
@@ -42,6 +43,23 @@ def test_gives_back_exactly_what_was_put(records: RecordStore) -> None:
     assert record is not None
     assert (record.id, record.revision) == ("1", 1)
     assert repr(record.document) == repr(AWKWARD)  # also the order of keys, and 1 apart from 1.0 and True
+
+
+def test_a_document_that_came_as_json_is_the_same_record(records: RecordStore) -> None:
+    known = {name: value for name, value in AWKWARD.items() if name != "document"}
+    assert records.put_once("audit", "1", Encoded(json.dumps(known)))
+    assert records.put_many("audit", [("2", Encoded('{"type": "found by"}') | {"more": 1})]) == 1
+    record = records.get("audit", "1")
+    assert record is not None
+    assert repr(record.document) == repr(known)
+    (found,) = records.find("audit", {"type": "found by"}).items
+    assert found.document == {"type": "found by", "more": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": NaN}', '{"a": 1', '"text"'])
+def test_what_is_no_json_object_is_no_document(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Encoded(text)
 
 
 def test_what_is_not_there(records: RecordStore) -> None:

@@ -7,6 +7,7 @@ the others of its request are answered.
 import asyncio
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -65,6 +66,7 @@ class Predictor:
         self._batcher = Batcher(lanes, runs, self.admission, Pace(queue.target_ms), dicom, watch, self._settle)
         self._drawing = anyio.CapacityLimiter(lanes)
         self._submitted: list[Item] = []  # in this turn of the event loop
+        self._thread = 0  # the event loop's
 
     def start(self) -> None:
         self._batcher.start()
@@ -160,6 +162,7 @@ class Predictor:
 
     def _flush(self) -> None:
         items, self._submitted = self._submitted, []
+        self._thread = threading.get_ident()
         room = self._batcher.room_here
         if not room:
             self._batcher.submit(items)
@@ -175,7 +178,10 @@ class Predictor:
         self._tell_sink(self._sink.settled, settled)
         loop = settled[0][0].ticket.future.get_loop()
         try:
-            loop.call_soon_threadsafe(self._deliver, settled)
+            if threading.get_ident() == self._thread:
+                self._deliver(settled)
+            else:
+                loop.call_soon_threadsafe(self._deliver, settled)
         except RuntimeError:  # the loop is closed: the service ended, and its callers with it
             logger.warning("%d answers were ready after the service had stopped", len(settled))
         self._tell_sink(self._sink.delivered, settled)

@@ -5,7 +5,6 @@ changes nothing, since records are put once by their id and images by their hash
 """
 
 import hashlib
-import json
 import logging
 import struct
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 
 from medloop.errors import InvalidRequest, MedLoopError
 from medloop.storage.objects import ObjectStore
-from medloop.storage.records import RecordStore
+from medloop.storage.records import Encoded, RecordStore
 from medloop.vision.encode import strip_metadata
 
 from medloop_inference.spool import Segment, Spool
@@ -163,14 +162,14 @@ class Recorder:
     def _record_of(self, payload: bytes) -> tuple[str, dict[str, Any]]:
         entry = _unpack(payload)
         try:
-            document = json.loads(entry.document)
+            document = Encoded(entry.document.decode())
         except ValueError as exc:
             raise InvalidRequest(f"The record of a prediction is not JSON: {exc}.") from exc
-        if not isinstance(document, dict) or not isinstance(document.get("id"), str):
-            raise InvalidRequest("The record of a prediction is no object with an id.")
-        if entry.image is not None:
-            document |= self._store(entry.image)
-        return document["id"], document
+        if not isinstance(record_id := document.get("id"), str):
+            raise InvalidRequest("The record of a prediction has no id.")
+        if entry.image is None:
+            return record_id, document
+        return record_id, document | self._store(entry.image)
 
     def _store(self, image: bytes) -> dict[str, Any]:
         """Store the image; what its record then says about it."""

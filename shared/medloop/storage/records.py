@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic_core import from_json
+
 from medloop.errors import InvalidRequest
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -148,11 +150,26 @@ def scan(
 # What both implementations check and encode in the same way.
 
 
+class Encoded(dict[str, Any]):
+    """A document that came as JSON `text`, which must be what it says: it is not encoded again."""
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError for what is no JSON object."""
+        found = from_json(text, allow_inf_nan=False)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        super().__init__(found)
+        self.text = text
+
+
 def encode(kind: str, document: Mapping[str, Any]) -> tuple[str, dict[str, str | None]]:
     """The document as JSON text, and the values of its declared fields."""
     declared = {field: _declared(kind, document, path) for field, path in _fields(kind).items()}
     try:
-        text = json.dumps(dict(document), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        if isinstance(document, Encoded):
+            text = document.text
+        else:
+            text = json.dumps(dict(document), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidRequest(f"The document for {kind} is not JSON: {exc}.") from exc
