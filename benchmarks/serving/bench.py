@@ -14,15 +14,14 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 import numpy as np
+from medloop.bundle import read_bundle
 from medloop.testing import free_port
 
 from benchmarks.serving import floor, load, models
-from benchmarks.serving.loop import Registrar, mlflow_server, prepare_home
+from benchmarks.serving.loop import Registrar, check_engine, mlflow_server, prepare_home
 from benchmarks.serving.process import ROOT, Memory, Server
-from benchmarks.serving.servers import KINDS, OURS, Kind, Place
+from benchmarks.serving.servers import KINDS, LOWER, LOWER_ENGINE, OURS, Kind, Place
 
-MAX_DIFFERENCE = 1e-3
-"""How far a server's probabilities may lie from the bare engine's before it counts as answering something else."""
 WARM_S = 1.0
 MODELS = ("tiny64", "resnet18_224")
 """What CPU and memory are compared with."""
@@ -103,7 +102,7 @@ class Bench:
         self, kind: Kind, name: str, port: int, variables: Mapping[str, str] = NOTHING, home: Path | None = None
     ) -> Server:
         """The server with the model, not started yet. Ours has the model's home, unless another one is given."""
-        ours = kind.name == OURS
+        ours = kind.ours
         scratch = self.scratch(f"{kind.name}-{name}")
         place = Place(
             model=self.model(name),
@@ -115,6 +114,9 @@ class Bench:
         )
         # Torch's threads would otherwise spin between two operations, and measure the load generator's company.
         openmp = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        if kind.name == LOWER:
+            bundle, version = read_bundle(place.model / "bundle"), self.home(name)[2]
+            check_engine(place.home, bundle, version, [image for image, _ in models.files(name)], *LOWER_ENGINE)
         environment = {**openmp, **kind.variables(place), **variables}
         return Server(kind.command(place), environment, scratch / "server.log")
 
@@ -165,7 +167,7 @@ class Running:
         pairs = zip(outcome.indices, outcome.bodies, strict=True)
         found = [(self.kind.probabilities(json.loads(body)), expected[index]) for index, body in pairs]
         difference = max(float(np.abs(np.subtract(ours, known)).max()) for ours, known in found)
-        if not difference <= MAX_DIFFERENCE:
+        if not difference <= self.kind.max_difference:
             raise RuntimeError(f"{self.kind.name} answers otherwise than the bare engine: |Δp| = {difference:.1e}")
         return difference
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.report import arguments, save
 from benchmarks.serving import cpu, memory, overload, saturated, swaps, tables
 from benchmarks.serving.bench import MODELS, Bench, chosen
-from benchmarks.serving.servers import PEERS, Kind
+from benchmarks.serving.servers import LOWER, PEERS, Kind
 
 Part = Callable[[Bench, list[Kind], int, float], dict[str, float]]
 
@@ -34,14 +34,16 @@ PARTS: dict[str, Part] = {
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--only", metavar="PART,…", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--peers", metavar="NAME,…", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--peers", metavar="NAME,…", default=",".join(PEERS), help=f"of {', '.join(PEERS)}, and {LOWER}"
+    )
     parser.add_argument("--models", metavar="NAME,…", default=",".join(MODELS), help="of the CPU comparison")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the comparisons")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="of one run of every server's engine; 1 costs all least")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep networks there for the next run")
     options = parser.parse_args()
-    parts, peers = _names(options.only, list(PARTS)), _names(options.peers, PEERS)
+    parts, peers = _names(options.only, list(PARTS)), _names(options.peers, [*PEERS, LOWER])
     kinds = chosen(peers)
     for name in set(peers) - {kind.name for kind in kinds}:
         sys.stderr.write(f"{name} is not installed and left out; make bench-peers installs it.\n")

@@ -6,7 +6,7 @@ from statistics import median
 from benchmarks.serving import floor
 from benchmarks.serving.bench import Bench, Sample
 from benchmarks.serving.models import files
-from benchmarks.serving.servers import OURS, Kind
+from benchmarks.serving.servers import LOWER, OURS, Kind
 
 CLIENTS = (1, 16)
 
@@ -62,6 +62,10 @@ def _figures(rounds: Sequence[Round], model: str, clients: int, names: Sequence[
             pairs = [(r[OURS, clients], r[name, clients]) for r in rounds]
             figures[f"cpu_ratio.{place}"] = median(ours.cpu_ms / theirs.cpu_ms for ours, theirs in pairs)
             figures[f"p50_ratio.{place}"] = median(ours.p50_ms / theirs.p50_ms for ours, theirs in pairs)
+            if LOWER in names and name != LOWER:
+                figures[f"bfloat16_ratio.{place}"] = median(
+                    r[LOWER, clients].cpu_ms / r[name, clients].cpu_ms for r in rounds
+                )
     return figures
 
 

@@ -3,18 +3,25 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+import numpy as np
 from medloop.approvals import PUBLIC_KEY_FILE, Signer
 from medloop.bundle import Bundle, read_bundle
+from medloop.cpus import cpu_name
+from medloop.engines import open_network
+from medloop.engines.checks import VERDICTS, engine_version, judge
 from medloop.registry import CHAMPION, TAG_APPROVAL, Registry
-from medloop.schemas import Approval
-from medloop.settings import HomeSettings
+from medloop.schemas import Approval, EngineVerdict
+from medloop.settings import HomeSettings, StorageSettings
+from medloop.storage.records import open_records
 from medloop.testing import free_port, register_bundle
+from medloop.vision.prepare import prepare
+from medloop_evaluator.engines import compare_networks
 
 from benchmarks.serving.process import Server
 
@@ -89,6 +96,31 @@ def prepare_home(home: Path, bundle_folder: Path, tracking_uri: str) -> tuple[Re
     version = registrar.register(bundle)
     registrar.approve(bundle, version)
     return registrar, version
+
+
+def check_engine(
+    home: Path, bundle: Bundle, version: str, images: Sequence[bytes], engine: str, precision: str
+) -> None:
+    """Let `version` be served with another engine and precision if they answer `images` closely enough, as the
+    evaluator would after `medloop check-engine` on the calibration split, which this model has none of."""
+    pixels = np.stack([prepare(image, bundle.card.preparation) for image in images])
+    networks = open_network(bundle), open_network(bundle, engine, precision)
+    check = compare_networks(*networks, iter([pixels]), len(pixels), lambda step, done, total: None)
+    if (reason := judge(check)) is not None:
+        raise RuntimeError(f"{precision} on {engine} does not answer closely enough to be compared: {reason}")
+    verdict = EngineVerdict(
+        model=bundle.card.model,
+        version=version,
+        bundle_digest=bundle.digest,
+        dataset_id=bundle.card.dataset_id,
+        engine_version=engine_version(engine),
+        cpu=cpu_name(),
+        check=check,
+        passed=True,
+    )
+    records = open_records(StorageSettings(home=home).records_url)
+    records.put_once(VERDICTS, verdict.id, verdict.model_dump(mode="json"))
+    records.close()
 
 
 def second_home(home: Path, other: Path) -> None:

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medloop.engines.checks import MAX_DIFFERENCE
+
 from benchmarks.serving.process import ROOT
 from benchmarks.serving.wire import multipart, request_bytes
 
 OURS = "medloop"
+LOWER = "medloop_bfloat16"
+"""Ours again, in the precision and on the engine that `LOWER_ENGINE` names."""
+LOWER_ENGINE = ("openvino", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,12 @@ class Kind:
     request: Callable[[bytes, str], bytes]
     probabilities: Callable[[Any], Sequence[float]]
     variables: Callable[["Place"], Mapping[str, str]] = lambda place: {}
+    max_difference: float = 1e-3
+    """How far its probabilities may lie from the bare engine's before it counts as answering something else."""
+
+    @property
+    def ours(self) -> bool:
+        return self.name in (OURS, LOWER)
 
     @property
     def installed(self) -> bool:
@@ -73,6 +84,11 @@ def our_variables(place: Place) -> dict[str, str]:
         "MEDLOOP_LOG_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": place.tracking_uri,
     }
+
+
+def our_lower_variables(place: Place) -> dict[str, str]:
+    engine, precision = LOWER_ENGINE
+    return our_variables(place) | {"MEDLOOP_ENGINE": engine, "MEDLOOP_PRECISION": precision}
 
 
 def raw_request(path: str) -> Callable[[bytes, str], bytes]:
@@ -146,6 +162,15 @@ _ALL = (
         _by_class,
         our_variables,
     ),
+    Kind(
+        LOWER,
+        "",
+        lambda place: [sys.executable, "-m", "medloop_inference"],
+        raw_request("/v1/predict"),
+        _by_class,
+        our_lower_variables,
+        MAX_DIFFERENCE[LOWER_ENGINE[1]],
+    ),
     _peer("fastapi", "plain_fastapi", request=form_request("/predict", "file")),
     _peer("fastapi_async", "plain_fastapi", "--asynchronous", request=form_request("/predict", "file")),
     _peer("litserve", "lit", request=json_request("/predict", lambda image: {"image_data": image})),
@@ -166,4 +191,4 @@ _ALL = (
     _peer("ray", "ray_serve", request=raw_request("/predict")),
 )
 KINDS = {kind.name: kind for kind in _ALL}
-PEERS = [name for name in KINDS if name != OURS]
+PEERS = [kind.name for kind in _ALL if not kind.ours]

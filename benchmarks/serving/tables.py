@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("cpu_ms", "cpu_ratio", "p50_ms", "p50_ratio", "p99_ms", "requests_per_second", "generator_cores")
+COLUMNS = (
+    "cpu_ms",
+    "cpu_ratio",
+    "bfloat16_ratio",
+    "p50_ms",
+    "p50_ratio",
+    "p99_ms",
+    "requests_per_second",
+    "generator_cores",
+)
 
 WIDTH = 132
 """Characters: into a file or a pipe a table would otherwise be folded to 80."""
