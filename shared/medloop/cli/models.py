@@ -126,6 +126,7 @@ def _options(arguments: list[str]) -> dict[str, str | bool]:
 
 
 def _report_table(report: EvaluationReport) -> Table:
-    rows = [(name, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}", m.method) for name, m in report.metrics.items()]
+    figures = report.metrics | (report.served.figures if report.served is not None else {})
+    rows = [(name, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}", m.method) for name, m in figures.items()]
     title = f"{report.model.name} version {report.model.version} on {report.images:,} {report.split} images"
     return table(title, ["metric", "value", "95 % interval", "by"], rows)
