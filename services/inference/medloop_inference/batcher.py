@@ -46,6 +46,8 @@ LIGHT_S = 0.001
 interpreter's work, which only one thread does at a time, so that other threads would wait and not help."""
 TURN_S = 0.004
 """How long that may take before others have their turn of the event loop."""
+QUIET_S = 0.005
+"""Without a batch for so long, nobody is expected."""
 SLOW_LANES = 2
 SLOW_IMAGES = 64
 """Images that the slow lanes decode or keep waiting: two requests with as many as go through at once. More of them
@@ -171,8 +173,9 @@ class Batcher:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return self._open > 0
+        """Whether somebody waits for an answer, or will so soon: who was answered in the event loop's thread a moment
+        ago is asked after in the next."""
+        return self._open > 0 or time.monotonic() - self._last_ended < QUIET_S
 
     def submit(self, items: Sequence[Item]) -> None:
         with self._lock:
