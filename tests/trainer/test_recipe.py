@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from medloop.errors import InvalidRequest
 from medloop_trainer.modality import Looks
-from medloop_trainer.recipe import Options, Preset, Recipe, choose_epochs
+from medloop_trainer.recipe import Options, ParentVersion, Preset, Recipe, choose_epochs
 
 
 def settled(
@@ -13,6 +13,7 @@ def settled(
     pretrained: str | None = None,
     looks: Looks = Looks(),  # noqa: B008  a tuple of numbers
     most_steps: int | None = None,
+    parent: ParentVersion | None = None,
     **options: object,
 ) -> Recipe:
     chosen = Options.checked(**options)
@@ -22,6 +23,7 @@ def settled(
         size=64,
         images=images,
         pretrained=pretrained,
+        parent=parent,
         looks=looks,
         most_steps=most_steps,
     )
@@ -51,6 +53,22 @@ def test_what_was_asked_for_is_kept() -> None:
 
 def test_pretrained_weights_are_trained_gently() -> None:
     assert settled(pretrained="file:x.pth").learning_rate < settled().learning_rate / 5
+
+
+def test_a_champion_is_retrained_for_a_shorter_time_and_more_gently_and_sees_corrections_more_often() -> None:
+    champion = ParentVersion(model="phantoms", version="3", run_id="a" * 32, bundle_digest="b" * 64)
+    new, again = settled(), settled(parent=champion)
+    assert again.epochs == -(-new.epochs // 3)
+    assert again.learning_rate < new.learning_rate / 5
+    assert (new.correction_weight, again.correction_weight) == (1, 4)
+    assert Recipe.read(again.model_dump_json()).parent == champion
+    asked = settled(parent=champion, epochs=50, learning_rate=0.01, correction_weight=2)
+    assert (asked.epochs, asked.learning_rate, asked.correction_weight) == (50, 0.01, 2)
+
+
+def test_a_recipe_from_before_retraining_is_still_read() -> None:
+    document = settled().model_dump(mode="json", exclude={"parent", "correction_weight"})
+    assert Recipe.read(json.dumps(document)) == settled()
 
 
 @pytest.mark.parametrize(("preset", "most", "least"), [("quick", 60, 5), ("standard", 120, 10), ("best", 300, 20)])

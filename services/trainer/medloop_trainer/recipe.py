@@ -19,6 +19,9 @@ SMALLEST_SIZE = 28
 LARGEST_SMALL = 96
 """px up to which the small network is chosen; beyond it, its eight-fold stem would throw detail away."""
 
+TAG_PARENT_VERSION = "medloop.parent_version"
+"""Of a run and of a registered version: the version of the same model whose weights it started from."""
+
 Preset = Literal["quick", "standard", "best"]
 Sampling = Literal["natural", "sqrt", "balanced"]
 
@@ -45,6 +48,7 @@ class Options(BaseModel):
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     sampling: Sampling = "sqrt"
     logit_adjustment: float = Field(default=0.0, ge=0, le=5)
+    correction_weight: int | None = Field(default=None, ge=1, le=100)
     modality: Modality = "auto"
     horizontal_flip: bool | None = None
     """What the modality says, unless it is known better: left and right differ in a body, but not in a hand."""
@@ -89,6 +93,25 @@ class Options(BaseModel):
         return "small-resnet" if size <= LARGEST_SMALL else "resnet18"
 
 
+class ParentVersion(BaseModel):
+    """The registered version whose weights a retraining starts from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    version: str
+    run_id: str
+    bundle_digest: str
+
+    def tags(self) -> dict[str, str]:
+        """What its child's run is tagged with in MLflow."""
+        return {
+            TAG_PARENT_VERSION: self.version,
+            "medloop.parent_run_id": self.run_id,
+            "medloop.parent_bundle_digest": self.bundle_digest,
+        }
+
+
 class Recipe(BaseModel):
     """Every number that training depends on: the same recipe, data and machine give the same weights."""
 
@@ -120,6 +143,8 @@ class Recipe(BaseModel):
     logit_adjustment: float
     """τ of Menon et al. 2021: training adds τ·log π_k to the logits, π being the shares that classes are shown with
     (`shown_shares`); what is served goes without, and so is fair to rare classes. 0 for none."""
+    correction_weight: int = 1
+    """How many times as often as another training image one that a person corrected is shown."""
     modality: Modality
     moves: Moves
     cutmix_alpha: float
@@ -131,7 +156,9 @@ class Recipe(BaseModel):
     whole_share: float
     """The last share of epochs see images whole, as they will be served; one epoch at least unless 0."""
     pretrained: str | None
-    """Where the weights came from, None for random ones."""
+    """Where the weights came from, None for random ones and for those of `parent`."""
+    parent: ParentVersion | None = None
+    """Of a retraining: the version it goes on from, head and normalisation included."""
     seed: int
 
     @classmethod
@@ -143,14 +170,16 @@ class Recipe(BaseModel):
         size: int,
         images: int,
         pretrained: str | None,
+        parent: ParentVersion | None = None,
         looks: Looks = Looks(),  # noqa: B008  a tuple of numbers
         most_steps: int | None = None,
     ) -> Self:
-        """Fill in what `options` leaves open, for `images` training images that look like `looks`.
+        """Fill in what `options` leaves open, for `images` training images that look like `looks`, each counted as
+        often as it is shown.
 
         `most_steps` is what a budget allows: fewer epochs then, and of less than one epoch a shorter one.
         """
-        epochs = options.epochs or choose_epochs(images, options.preset)
+        epochs = options.epochs or choose_epochs(images, options.preset, retraining=parent is not None)
         steps_per_epoch = max(1, images // options.batch_size)
         if most_steps is not None:
             epochs = max(1, min(epochs, most_steps // steps_per_epoch))
@@ -162,14 +191,15 @@ class Recipe(BaseModel):
         settled = {
             "epochs": epochs,
             "steps_per_epoch": steps_per_epoch,
-            # Pretrained weights are to be tuned, not overwritten.
-            "learning_rate": options.learning_rate or (3e-4 if pretrained else 3e-3),
+            "learning_rate": options.learning_rate or choose_rate(architecture, pretrained, parent),
             "ema_decay": choose_ema(epochs * steps_per_epoch) if options.ema_decay is None else options.ema_decay,
             "patience": choose_patience(epochs) if options.patience is None else options.patience,
             "moves": moves,
             "architecture": architecture,
             "size": size,
             "pretrained": pretrained,
+            "parent": parent,
+            "correction_weight": choose_correction_weight(options, parent),
         }
         kept = options.model_dump(include=cls.model_fields.keys() - settled.keys())
         return cls(**kept, **settled)
@@ -221,14 +251,29 @@ _SHOWN: Final[dict[Preset, _Shown]] = {
 }
 
 
-def choose_epochs(images: int, preset: Preset = "standard") -> int:
-    """Epochs for so many training images: a few, and as many more as show a number of images, at most so many.
+def choose_epochs(images: int, preset: Preset = "standard", *, retraining: bool = False) -> int:
+    """Epochs for so many training images: a few, and as many more as show a number of images, at most so many. A
+    third of them when retraining: most of what there is to learn is known.
 
     Small sets need many passes, large ones few. 8,400 images take 6 epochs in `quick`, 15 in `standard`, 44 in `best`;
     550 take 23, 83 and 300. On two CPU cores that is about one, two and six minutes at 64 px.
     """
     shown = _SHOWN[preset]
-    return min(shown.most, round(shown.least + shown.images / max(1, images)))
+    epochs = min(shown.most, round(shown.least + shown.images / max(1, images)))
+    return -(-epochs // 3) if retraining else epochs
+
+
+def choose_rate(architecture: str, pretrained: str | None, parent: ParentVersion | None) -> float:
+    """The peak of the cycle. Weights that know something are to be tuned, not overwritten: a tenth of the rate for
+    random ones. A torchvision network has perhaps been tuned at that before: a third of it when it is retrained."""
+    if parent is not None:
+        return 3e-4 if architecture == "small-resnet" else 1e-4
+    return 3e-4 if pretrained else 3e-3
+
+
+def choose_correction_weight(options: Options, parent: ParentVersion | None) -> int:
+    """When retraining, 4: what the champion got wrong is rare among what it got right, and is the reason to retrain."""
+    return options.correction_weight or (1 if parent is None else 4)
 
 
 def choose_ema(steps: int) -> float:

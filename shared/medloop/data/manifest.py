@@ -35,6 +35,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 Scalar = str | int | float | bool | None
 
+CORRECTION = "correction"
+"""The `source` of a row whose label a person gave to an image that a model had been asked about."""
+
 FORMAT_VERSION = 1
 _SHARDS = 256
 _HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256

@@ -127,12 +127,18 @@ def _write_onnx(path: Path, network: ServedNetwork) -> None:
     program.save(path, external_data=False)
 
 
-def _write_weights(folder: Path, network: ServedNetwork) -> None:
+def pack_weights(network: ServedNetwork) -> bytes:
+    """What `weights.safetensors` of the network's bundle holds: equal weights give equal bytes."""
     from safetensors.torch import save
 
     # safetensors writes plain memory order only, and training leaves channels last.
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner only
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    packed: bytes = save(weights)
+    return packed
+
+
+def _write_weights(folder: Path, network: ServedNetwork) -> None:
+    (folder / WEIGHTS).write_bytes(pack_weights(network))  # save_file would make it readable for its owner only
     document = network.architecture.model_dump(mode="json")
     (folder / ARCHITECTURE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
