@@ -72,3 +72,18 @@ def test_batches_that_are_not_full_say_nothing_for_larger_ones() -> None:
     for _ in range(500):
         pace.observe([0.01] * (pace.limit - 1))
     assert pace.limit == Pace.FIRST
+
+
+def test_a_batch_takes_a_tenth_of_the_target_at_most() -> None:
+    pace = Pace(target_ms=1000)
+    for _ in range(100):
+        pace.ran(pace.limit, 0.04 * pace.limit)
+        pace.observe([0.2] * pace.limit)
+    assert pace.limit == 2  # of 40 ms each
+    for _ in range(100):
+        pace.ran(pace.limit, 0.001 * pace.limit)
+        pace.observe([0.2] * pace.limit)
+    assert pace.limit == Pace.LARGEST
+    pace = Pace(target_ms=1000)
+    pace.ran(1, 3.0)
+    assert pace.limit == Pace.SMALLEST

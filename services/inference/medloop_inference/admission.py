@@ -65,16 +65,31 @@ class Admission:
 
 
 class Pace:
-    """The largest batch, kept so that the 95th percentile of latency stays within the target."""
+    """The largest batch, kept so that the 95th percentile of latency stays within the target, and that one batch takes
+    a tenth of it at most: whoever comes while one runs waits for its end."""
 
     SMALLEST, FIRST, LARGEST = 1, 8, 32
     _WINDOW = 64  # answers between two looks at the percentile
+    _SHARE = 0.1  # of the target
 
     def __init__(self, target_ms: float) -> None:
         self._target = target_ms / 1000
         self._latencies: deque[float] = deque(maxlen=self._WINDOW)
         self._since = 0
-        self.limit = self.FIRST
+        self._by_latency = self.FIRST
+        self._image_s = 0.0  # moving average of the network's time
+
+    @property
+    def limit(self) -> int:
+        """Images of a batch."""
+        if not self._image_s:
+            return self._by_latency
+        return max(self.SMALLEST, min(self._by_latency, int(self._SHARE * self._target / self._image_s)))
+
+    def ran(self, images: int, seconds: float) -> None:
+        """A batch took `seconds` from its beginning to its end."""
+        weight = _WEIGHT if self._image_s else 1.0
+        self._image_s += weight * (seconds / images - self._image_s)
 
     def observe(self, latencies: Sequence[float]) -> None:
         """Learn from a batch: the seconds from acceptance to answer of each of its images."""
@@ -87,8 +102,8 @@ class Pace:
             return
         late = sorted(self._latencies)[math.ceil(0.95 * len(self._latencies)) - 1] > self._target
         if late and self._since >= self._WINDOW:
-            self.limit = max(self.SMALLEST, self.limit // 2)
+            self._by_latency = max(self.SMALLEST, self._by_latency // 2)
             self._latencies.clear()  # those are the old size's
             self._since = 0
         elif full and not late:
-            self.limit = min(self.LARGEST, self.limit + 1)
+            self._by_latency = min(self.LARGEST, self._by_latency + 1)

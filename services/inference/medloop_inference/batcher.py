@@ -407,6 +407,7 @@ class Batcher:
             since = max(self._last_ended, min(item.ready if item.slow else item.accepted for item in batch))
             self._last_ended = ended
             self._admission.ran(len(batch), ended - since)
+            self.pace.ran(len(batch), ended - started)
             self.pace.observe([ended - item.accepted for item in batch if not item.slow])
         self._watch.batch(len(batch), why, ended - started)
 
