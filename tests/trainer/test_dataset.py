@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from medloop.data.build import build_dataset
-from medloop.data.cache import Cache
 from medloop.data.manifest import Manifest, Row, Split
 from medloop.data.sources import phantom_source
 from medloop.errors import InvalidDataset
 from medloop.storage.objects import ObjectStore
 from medloop.vision.encode import encode_png
 from medloop_trainer.dataset import clean_rows, hashes, look_at, normalisation
+from medloop_trainer.prepared import Prepared
 from medloop_trainer.recipe import Options
 
 JUDGING: tuple[Split, ...] = ("val", "calibration", "test")
@@ -86,7 +86,7 @@ def test_normalisation_is_of_the_training_pixels_alone() -> None:
     images = np.zeros((4, 8, 8, 3), np.uint8)
     images[1, ..., 0] = 255
     images[3] = 200
-    mean, std = normalisation(Cache(images, np.zeros(4, np.int64), {}), np.array([0, 1]))
+    mean, std = normalisation(Prepared(images, np.zeros(4, np.int64), np.zeros(4, np.int32)), np.array([0, 1]))
     assert mean == pytest.approx([0.5, 0, 0])
     assert std == pytest.approx([0.5, 0.01, 0.01])  # blank channels divide by something
 

@@ -3,16 +3,16 @@ from collections import Counter
 import numpy as np
 import pytest
 from medloop_trainer.recipe import Options, Recipe
-from medloop_trainer.sampler import Sampler, share
+from medloop_trainer.sampler import WINDOW, Sampler, share
 from numpy.typing import NDArray
 
 SKEWED = np.repeat([0, 1], [900, 100])
 
 
-def sampler(labels: NDArray[np.int64], **options: object) -> Sampler:
+def sampler(labels: NDArray[np.int64], shards: NDArray[np.int32] | None = None, **options: object) -> Sampler:
     chosen = Options.checked(**options)
     recipe = Recipe.settle(chosen, architecture="small-resnet", size=28, images=len(labels), pretrained=None)
-    return Sampler(labels, recipe)
+    return Sampler(labels, recipe, shards)
 
 
 def one_pass(of: Sampler, number: int = 0) -> list[NDArray[np.int64]]:
@@ -60,3 +60,30 @@ def test_ranks_share_a_batch_without_overlap(world: int) -> None:
     shares = [share(batch, rank, world) for rank in range(world)]
     assert sorted(np.concatenate(shares).tolist()) == sorted(batch.tolist())
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+SHARDED = (np.arange(1000) // 20).astype(np.int32)  # 50 shards: four windows
+
+
+@pytest.mark.parametrize("labels", [np.arange(1000) % 2, np.random.default_rng(0).permutation(SKEWED)])
+def test_of_many_shards_a_pass_shows_one_window_after_another(labels: NDArray[np.int64]) -> None:
+    of, plain = sampler(labels, SHARDED, batch_size=10), sampler(labels, batch_size=10)
+    assert np.array_equal(of.shares, plain.shares)
+    groups = []
+    for number in (0, 1):
+        shown = np.concatenate(one_pass(of, number))
+        assert np.array_equal(np.sort(shown), np.sort(np.concatenate(one_pass(plain, number)))), "the same images"
+        shards = SHARDED[shown]
+        begins, ends = np.unique(shards, return_index=True)[1], 999 - np.unique(shards[::-1], return_index=True)[1]
+        held = [int(((begins <= place) & (place <= ends)).sum()) for place in range(1000)]
+        assert max(held) <= WINDOW
+        groups.append(frozenset(shards[:200].tolist()))
+        assert len(set(shards[:50].tolist())) > WINDOW / 2, "shuffled within"
+    assert groups[0] != groups[1], "drawn anew for every pass"
+
+
+def test_of_few_shards_a_pass_is_shuffled_as_a_whole() -> None:
+    shards = (np.arange(1000) * WINDOW // 1000).astype(np.int32)
+    for number in (0, 1):
+        parts = one_pass(sampler(SKEWED, shards), number), one_pass(sampler(SKEWED), number)
+        assert np.array_equal(np.concatenate(parts[0]), np.concatenate(parts[1]))

@@ -8,7 +8,7 @@ from statistics import median
 from medloop.nets import ServedNetwork
 
 from medloop_trainer.device import Device
-from medloop_trainer.images import Images
+from medloop_trainer.images import Feed, Images
 from medloop_trainer.learner import Learner, logits_of
 from medloop_trainer.randomness import seed_step
 from medloop_trainer.recipe import Recipe
@@ -32,21 +32,25 @@ class Pace:
 def measure(network: ServedNetwork, images: Images, recipe: Recipe, device: Device, *, compiled: bool) -> Pace:
     """Train and judge a copy of `network` for some seconds."""
     started = time.perf_counter()
-    sampler = Sampler(images.labels[images.train], recipe)
+    sampler = Sampler(images.labels[images.train], recipe, images.train_shards)
+    feed = Feed(images, sampler, 1 + _WARM_UP + _STEPS)
+    feed.at(0)
+    # What is streamed is read a window at a time beside the steps, and the slower of both sets the pace.
+    reading = (time.perf_counter() - started) * recipe.batch_size * sampler.windows / len(images.train)
     learner = Learner(copy.deepcopy(network), recipe, device, sampler.shares, compiled=compiled)
     times: list[float] = []
     while len(times) < _WARM_UP + 2 or (len(times) < _WARM_UP + _STEPS and sum(times[_WARM_UP:]) < _SECONDS):
         begun = time.perf_counter()
         seed_step(recipe.seed, len(times))
-        rows = images.train[sampler.batch(len(times))]
         # As a number, which waits for the device.
-        float(learner.step(len(times), images.pixels[rows], images.labels[rows], recipe.learning_rate, mix=True))
+        float(learner.step(len(times), *feed.at(1 + len(times)), recipe.learning_rate, mix=True))
         times.append(time.perf_counter() - begun)
+    feed.close()
     scored = images.val[:_SCORED]
     begun = time.perf_counter()
-    logits_of(learner.judged, images.pixels[scored], device)
+    logits_of(learner.judged, images.pixels, device, rows=scored)
     validation = (time.perf_counter() - begun) * len(images.val) / len(scored)
-    return Pace(median(times[_WARM_UP:]), validation, time.perf_counter() - started)
+    return Pace(max(reading, median(times[_WARM_UP:])), validation, time.perf_counter() - started)
 
 
 def most_steps(minutes: float, pace: Pace, steps_per_epoch: int) -> int:

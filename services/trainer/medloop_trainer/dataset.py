@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from medloop.data.cache import Cache, open_cache
 from medloop.data.leaks import LeakReport, leaked_rows, load_leaks
 from medloop.data.manifest import Manifest, load_manifest
 from medloop.data.parallel import ProgressFn
@@ -17,7 +16,9 @@ from medloop.vision.decode import decode
 from medloop.vision.prepare import PreparationSpec
 from numpy.typing import NDArray
 
+from medloop_trainer.prepared import Prepared, open_prepared
 from medloop_trainer.recipe import Options
+from medloop_trainer.settings import PixelSettings
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +94,11 @@ def clean_rows(manifest: Manifest) -> CleanRows:
 @dataclass(frozen=True, slots=True)
 class Material:
     """What is trained on: the version, its prepared pixels, the rows that may be learnt from, and its leak report.
-    With it in hand, objects are needed no more."""
+    With it in hand, objects are needed no more unless pixels are streamed."""
 
     manifest: Manifest
     spec: PreparationSpec
-    cache: Cache
+    cache: Prepared
     rows: CleanRows
     leaks: LeakReport | None
 
@@ -109,8 +110,10 @@ def gather(
     choose_spec: Callable[[Manifest], PreparationSpec],
     cache_dir: Path,
     progress: ProgressFn | None = None,
+    settings: PixelSettings | None = None,
 ) -> Material:
-    """Fetch the version as lineage `model` has it, and decode it unless that was done before.
+    """Fetch the version as lineage `model` has it, and decode it unless that was done before, into `cache_dir` or
+    objects as `settings` (by itself: the environment) say.
 
     Raises NotFound, InvalidDataset (also for a manifest that does not give its id any more), StorageUnavailable,
     StorageFull.
@@ -123,10 +126,11 @@ def gather(
         log.warning("the data set has no leak report; run `medloop dataset check`")
         leaks = None
     spec = choose_spec(manifest)
-    return Material(manifest, spec, open_cache(manifest, spec, objects, cache_dir, progress), rows, leaks)
+    prepared = open_prepared(manifest, spec, objects, cache_dir, settings or PixelSettings(), progress)
+    return Material(manifest, spec, prepared, rows, leaks)
 
 
-def normalisation(cache: Cache, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+def normalisation(cache: Prepared, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the pixels of `rows`, in [0, 1]: one value a channel."""
     sample = cache.images[rows[:: max(1, len(rows) // 2000)]].astype(np.float32) / 255
     # A set of blank images must not divide by zero.

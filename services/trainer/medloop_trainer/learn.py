@@ -126,7 +126,7 @@ def _finish(
             progress=around.bars,
         )
     rows = material.rows.calibration
-    logits = logits_of(network, cache.images[rows], device)
+    logits = logits_of(network, cache.images, device, rows=rows)
     calibration = calibrate(logits, cache.labels[rows], material.manifest.classes)
     network.temperature.fill_(calibration.temperature)
     return Trained(network, about, fitted, calibration)
@@ -158,7 +158,8 @@ def _settle(options: Options, material: Material, network: ServedNetwork, device
 
 
 def _images(material: Material) -> Images:
-    return Images(material.cache.images, material.cache.labels, material.rows.train, material.rows.val)
+    cache, rows = material.cache, material.rows
+    return Images(cache.images, cache.labels, rows.train, rows.val, cache.shards)
 
 
 def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:

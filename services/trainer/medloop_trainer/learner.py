@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medloop_trainer.augment import Augmentation
 from medloop_trainer.average import Average
 from medloop_trainer.device import Device
+from medloop_trainer.images import Pixels, fetch
 from medloop_trainer.recipe import Recipe
 
 _LARGEST_GRADIENT = 2.0  # norm
@@ -150,17 +151,23 @@ def channels_first(pixels: NDArray[np.uint8], device: Device) -> Tensor:
 
 @torch.inference_mode()
 def logits_of(
-    network: ServedNetwork, pixels: NDArray[np.uint8], device: Device, *, between: Callable[[], object] | None = None
+    network: ServedNetwork,
+    pixels: Pixels,
+    device: Device,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> NDArray[np.float32]:
-    """Logits f32 [N, K] of `pixels` uint8 [N, S, S, C], N ≥ 1, in evaluation mode and full precision.
+    """Logits f32 [N, K] of `rows` of `pixels` (all by itself), N ≥ 1, in evaluation mode and full precision.
 
-    `between` is called after every batch, and may raise to end it.
+    `between` is called after every batch and while pixels are waited for, and may raise to end it.
     """
     network.eval()
     found = []
-    for start in range(0, len(pixels), _SCORING_BATCH):
-        batch = channels_first(pixels[start : start + _SCORING_BATCH], device)
-        found.append(network.activations(batch.float()).logits.float().cpu().numpy())
-        if between is not None:
-            between()
+    rows = np.arange(len(pixels)) if rows is None else rows
+    batches = [rows[start : start + _SCORING_BATCH] for start in range(0, len(rows), _SCORING_BATCH)]
+    for _, batch in fetch(pixels, batches, between, aside=True):
+        images = channels_first(batch, device)
+        found.append(network.activations(images.float()).logits.float().cpu().numpy())
+        between()
     return np.concatenate(found)

@@ -10,18 +10,19 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import torch
 from medloop.data.parallel import ProgressFn
-from medloop.errors import Preempted, TrainingFailed
+from medloop.errors import Preempted, StorageUnavailable, TrainingFailed
 from medloop.nets import ServedNetwork
 from torch import Tensor
 
 from medloop_trainer.calibrate import find_temperature
 from medloop_trainer.checkpoint import Snapshot
 from medloop_trainer.device import Device
-from medloop_trainer.images import Images
+from medloop_trainer.images import Feed, Images
 from medloop_trainer.learner import Learner, logits_of, plain_copy, under
 from medloop_trainer.randomness import seed_step
 from medloop_trainer.recipe import Recipe
@@ -70,7 +71,7 @@ def fit(
         TrainingFailed: the loss was no number, twice, or the GPU's memory is not enough.
         Preempted: `stop` was requested; the last step done is stored.
     """
-    sampler = Sampler(images.labels[images.train], recipe)
+    sampler = Sampler(images.labels[images.train], recipe, images.train_shards)
     learner = Learner(network, recipe, device, sampler.shares, compiled=compiled)
     loop = _Loop(learner, sampler, images, recipe, device, saver, stop or Stop(), checkpoint_steps, report, progress)
     return loop.run(start)
@@ -93,12 +94,13 @@ class _Loop:
         self._learner, self._sampler, self._images, self._recipe = learner, sampler, images, recipe
         self._device, self._saver, self._stop, self._checkpoint_steps = device, saver, stop, checkpoint_steps
         self._report, self._progress = report, progress
+        self._feed = Feed(images, sampler, recipe.steps, self._leave_if_asked)
         self._state = State()
         self._best: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # not looked at yet
 
     def run(self, start: tuple[Snapshot, Snapshot] | None) -> Fit:
-        with self._stop.deferred():
+        with self._stop.deferred(), closing(self._feed):
             if start is None:
                 self._set_mark()
             else:
@@ -109,6 +111,8 @@ class _Loop:
                     self._one_epoch()
                 except _Diverged:
                     self._take_back()
+                except StorageUnavailable as exc:  # what is streamed; checkpoints wait for no storage
+                    raise self._resumable(exc) from exc
         state, network = self._state, self._learner.network
         network.load_state_dict(self._best)
         return Fit(tuple(state.epochs), state.best_epoch, self._sampler.shown(state.step) / max(state.busy, 1e-9))
@@ -129,10 +133,9 @@ class _Loop:
             self._leave()
 
     def _one_step(self) -> None:
-        state, images, recipe = self._state, self._images, self._recipe
+        state, recipe = self._state, self._recipe
         started = time.perf_counter()
-        rows = images.train[self._sampler.batch(state.step)]
-        pixels, labels = images.pixels[rows], images.labels[rows]
+        pixels, labels = self._feed.at(state.step)
         waited = time.perf_counter() - started
         seed_step(recipe.seed, state.step)
         mix = len(state.epochs) < recipe.cutmix_epochs()
@@ -160,7 +163,7 @@ class _Loop:
     def _judge(self) -> None:
         state, images, network = self._state, self._images, self._learner.judged
         truth = images.labels[images.val]
-        logits = logits_of(network, images.pixels[images.val], self._device, between=self._leave_if_asked)
+        logits = logits_of(network, images.pixels, self._device, rows=images.val, between=self._leave_if_asked)
         if not np.isfinite(logits).all():
             raise _Diverged
         shown = self._sampler.shown(state.step) - self._sampler.shown(state.step - self._recipe.steps_per_epoch)
@@ -225,6 +228,11 @@ class _Loop:
         )
         self._restore(self._mark)
         self._state.lowered = True
+
+    def _resumable(self, exc: StorageUnavailable) -> StorageUnavailable:
+        run = None if self._saver is None else self._saver.checkpoints.about.run_id
+        further = "" if run is None else f" Then go on from the last checkpoint with --resume {run}."
+        return StorageUnavailable(exc.detail + further)
 
     def _leave_if_asked(self) -> None:
         if self._stop.requested:

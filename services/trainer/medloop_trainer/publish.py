@@ -78,9 +78,9 @@ def export(folder: Path, material: Material, trained: "Trained") -> Finished:
 
     empty(folder)
     cache, rows = material.cache, material.rows
-    learnt = rows.train[:: -(-len(rows.train) // REFERENCE_IMAGES)]
+    learnt, others = (some[:: max(1, -(-len(some) // REFERENCE_IMAGES))] for some in (rows.train, rows.calibration))
     training = TrainingImages(
-        cache.images[learnt], cache.labels[learnt], hashes(material.manifest, learnt), cache.images[rows.calibration]
+        cache.images[learnt], cache.labels[learnt], hashes(material.manifest, learnt), cache.images[others]
     )
     check = cache.images[rows.val[:256]]
     bundle = export_bundle(folder / _BUNDLE, trained.network, _card(trained, material), training, check)

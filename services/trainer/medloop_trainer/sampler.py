@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from medloop_trainer.randomness import generator
 from medloop_trainer.recipe import Recipe
 
+WINDOW = 16
+"""Shards that are shuffled together."""
+
 
 class Sampler:
     """Passes over N training images in random order, cut into batches of equal size, give or take one.
@@ -17,16 +20,24 @@ class Sampler:
     more than once, one of a common class perhaps not at all. With classes of one size, or natural sampling, every
     image stands in it once. An epoch may be shorter than a pass (a budget can make it so): the next one goes on where
     it ended.
+
+    Of more images than `WINDOW` shards hold, a pass shows one window of so many shards after another, drawn anew for
+    every pass and shuffled within, whether they are streamed or not: so that streaming needs to hold two windows only,
+    and comes to the same weights. Rows lie in the order of their hashes, so that a window is a random sample, too.
     """
 
-    def __init__(self, labels: NDArray[np.int64], recipe: Recipe) -> None:
-        """`labels` [N] are those of the training images, N ≥ 1."""
+    def __init__(self, labels: NDArray[np.int64], recipe: Recipe, shards: NDArray[np.int32] | None = None) -> None:
+        """`labels` [N] are those of the training images, N ≥ 1, and `shards` [N] where they lie, from 0; one by
+        itself."""
         self._seed = recipe.seed
         self._labels = labels
         counts = np.bincount(labels)
         self.shares: NDArray[np.float64] = recipe.shown_shares(counts.tolist())
         """Shares [K] of what is shown, by class."""
         self.batches = max(1, len(labels) // recipe.batch_size)
+        """In one pass."""
+        self._shards = np.zeros(len(labels), np.int32) if shards is None else shards
+        self.windows = -(-(int(self._shards.max()) + 1) // WINDOW)
         """In one pass."""
         self._present: tuple[int, list[NDArray[np.int64]]] = (-1, [])
 
@@ -48,7 +59,12 @@ class Sampler:
         bounds = np.rint(np.concatenate([[0.0], np.cumsum(len(self._labels) * self.shares)])).astype(int)
         chosen = [self._of_class(k, int(count), source) for k, count in enumerate(np.diff(bounds))]
         order = np.concatenate(chosen)
-        return np.asarray(order[torch.randperm(len(order), generator=source).numpy()])
+        shuffled = order[torch.randperm(len(order), generator=source).numpy()]
+        if self.windows == 1:
+            return np.asarray(shuffled)
+        place = torch.randperm(int(self._shards.max()) + 1, generator=source).numpy()
+        window = place * self.windows // len(place)
+        return np.asarray(shuffled[np.argsort(window[self._shards[shuffled]], kind="stable")])
 
     def _of_class(self, k: int, count: int, source: torch.Generator) -> NDArray[np.int64]:
         """`count` places of class k: whole passes over it, the last one cut short."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from medloop.data.shards import SMALLEST_MEMORY
 from medloop.settings import HomeSettings, StorageSettings, TrackingSettings, read_settings
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +18,16 @@ class LoopSettings(BaseSettings):
     compile: bool = False
 
 
+class PixelSettings(BaseSettings):
+    """`MEDLOOP_CACHE_BYTES`: the most that the decoded images of one data set version may take on this machine's disk
+    (unset: what is free); larger ones are streamed from objects. `MEDLOOP_STREAM_BYTES`: the memory that takes."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    cache_bytes: int | None = Field(default=None, ge=0)
+    stream_bytes: int = Field(default=512 * 2**20, ge=SMALLEST_MEMORY)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """The shared groups, and the loop's own."""
@@ -25,6 +36,7 @@ class TrainerSettings:
     storage: StorageSettings = field(default_factory=StorageSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
+    pixels: PixelSettings = field(default_factory=PixelSettings)
 
 
 def read_trainer_settings() -> TrainerSettings:

@@ -10,13 +10,14 @@ size, its ids and some of its blocks, in milliseconds; one that does not pass is
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ def open_cache(
     Raises `StorageFull` when the disk is (nothing half-made is left there), `StorageUnavailable` when objects or the
     folder cannot be used, `NotFound` or `InvalidImage` when an image of the version is gone or damaged.
     """
-    place = folder / f"{manifest.id[:_DIGITS]}-{spec.digest()[:_DIGITS]}"
+    place = cache_place(manifest, spec, folder)
     expected = _expected(manifest, spec)
     with _translated(folder):
         if place.exists() and (fault := _fault(place, expected)) is not None:
@@ -77,12 +78,22 @@ def open_cache(
         if not place.exists():
             _make(place, expected, manifest, spec, objects, progress, workers)
         images = np.memmap(place / "images.u8", dtype=np.uint8, mode="r", shape=tuple(expected["shape"]))
+    return Cache(images, label_numbers(manifest), rows_by_split(manifest))
+
+
+def cache_place(manifest: Manifest, spec: PreparationSpec, folder: Path) -> Path:
+    """Where the version prepared by `spec` lies below `folder`, if it does."""
+    return folder / f"{manifest.id[:_DIGITS]}-{spec.digest()[:_DIGITS]}"
+
+
+def label_numbers(manifest: Manifest) -> NDArray[np.int64]:
+    """The labels [N] of all rows, as places in the manifest's classes."""
     number = {name: index for index, name in enumerate(manifest.classes)}
-    labels = np.array([number[row.label] for row in manifest.rows], dtype=np.int64)
-    return Cache(images, labels, _by_split(manifest))
+    return np.array([number[row.label] for row in manifest.rows], dtype=np.int64)
 
 
-def _by_split(manifest: Manifest) -> dict[Split, NDArray[np.int64]]:
+def rows_by_split(manifest: Manifest) -> dict[Split, NDArray[np.int64]]:
+    """The numbers of the rows of every split, ascending."""
     places: dict[Split, list[int]] = {split: [] for split in manifest.counts()}
     for index, row in enumerate(manifest.rows):
         places[row.split].append(index)
@@ -113,7 +124,7 @@ def _make(
         checksums = _Checksums()
         # Written, not mapped: a full disk is an error here, and would be a crash there.
         with (unfinished / "images.u8").open("wb") as file:
-            for block in _prepared(manifest, spec, objects, progress, workers):
+            for block in prepare_rows(manifest.rows, spec, objects, progress, workers):
                 file.write(block)
                 checksums.update(block)
             file.flush()
@@ -124,23 +135,37 @@ def _make(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _prepared(
-    manifest: Manifest, spec: PreparationSpec, objects: ObjectStore, progress: ProgressFn | None, workers: int | None
+def prepare_rows(
+    rows: Sequence[Row],
+    spec: PreparationSpec,
+    objects: ObjectStore,
+    progress: ProgressFn | None = None,
+    workers: int | None = None,
 ) -> Iterator[bytes]:
+    """The pixels of `rows`, uint8 [N, S, S, C], in pieces and in their order.
+
+    Raises `NotFound` or `InvalidImage` when a stored image is gone, damaged or another one.
+    """
+
     def prepared(rows: list[Row]) -> tuple[int, bytes]:
         return len(rows), b"".join(_prepare_row(row, spec, objects) for row in rows)
 
     done = 0
-    for count, block in ordered_map(prepared, batched(manifest.rows, _BATCH), workers=workers or workers_for(objects)):
+    for count, block in ordered_map(prepared, batched(rows, _BATCH), workers=workers or workers_for(objects)):
         yield block
         done += count
         if progress:
-            progress("decoding images", done, len(manifest.rows))
+            progress("decoding images", done, len(rows))
 
 
 def _prepare_row(row: Row, spec: PreparationSpec, objects: ObjectStore) -> bytes:
+    data = objects.get(row.location)
+    if hashlib.sha256(data).hexdigest() != row.byte_hash:
+        raise InvalidImage(
+            f"The stored image {row.location} is damaged: it is not what the data set names; restore it from a backup."
+        )
     try:
-        return prepare(objects.get(row.location), spec).tobytes()
+        return prepare(data, spec).tobytes()
     except InvalidImage as exc:
         raise type(exc)(f"The stored image {row.location} is damaged; restore it from a backup. {exc.detail}") from exc
 
