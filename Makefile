@@ -55,6 +55,9 @@ bench-serving: $(VENV)/everything ## Compare inference with those other servers 
 bench-peers: $(PEERS:%=.venv-%/installed) ## Install the other servers, and compare inference with all of them.
 	$(MAKE) bench-serving
 
+bench-training: $(VENV)/everything ## Scores on public sets, cost of input, tracking and memory.
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
 clean: ## Remove .venv, the peers' environments and what tools left behind; .medloop stays.
 	rm -rf $(VENV) $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
@@ -101,4 +104,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check test format lock bench bench-serving bench-peers clean
+.PHONY: help demo install check test format lock bench bench-serving bench-peers bench-training clean

@@ -30,7 +30,7 @@ def publish(title: str, figures: Mapping[str, float], file: Path | None) -> None
     save(figures, file)
 
 
-def save(figures: Mapping[str, float], file: Path | None) -> None:
+def save(figures: Mapping[str, float | str], file: Path | None) -> None:
     """Write `figures` to `file` where one is given."""
     if file is not None:
         file.write_text(json.dumps({**figures, **surroundings()}, indent=1) + "\n")
