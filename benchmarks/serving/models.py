@@ -16,13 +16,13 @@ from typing import Literal
 import numpy as np
 from medloop.vision.encode import encode_png
 from medloop.vision.phantoms import CLASSES, phantom
-from medloop.vision.prepare import PreparationSpec
+from medloop.vision.prepare import PreparationSpec, prepare
 from numpy.typing import NDArray
 
 IMAGES = 64
 """Different image files of a model; half of them JPEG, half PNG."""
 _MEAN, _STD = 0.45, 0.25
-_LOGIT = 10.0  # of the right class above the others, before shrinkage
+_LOGIT = 15.0  # of the right class above the others, before shrinkage
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ def write(folder: Path, name: str) -> None:
     images = np.stack([pixels(net, index) for index in range(IMAGES)])
     _settle(network, images)
     if net.kind == "resnet18":  # the tiny ones stay as they are drawn: two versions of one must answer differently
-        _teach(network, images, np.arange(IMAGES) % len(CLASSES))
+        sent = np.stack([prepare(image, net.spec) for image, _ in files(name)])
+        _teach(network, sent, np.arange(IMAGES) % len(CLASSES))
     torch.save(network.state_dict(), target / "weights.pt")
     card = {"kind": net.kind, "mode": net.mode, "size": net.size, "mean": _MEAN, "std": _STD, "classes": CLASSES}
     (target / "net.json").write_text(json.dumps(card))
@@ -141,7 +142,7 @@ def _teach(network: "torch.nn.Sequential", images: NDArray[np.uint8], labels: ND
         centred = features - mean
         wanted = _LOGIT * torch.nn.functional.one_hot(torch.from_numpy(labels), len(CLASSES)).double()
         products = centred @ centred.T
-        ridge = products.diagonal().mean() * torch.eye(len(images))
+        ridge = products.diagonal().mean() / 4 * torch.eye(len(images))
         weights = centred.T @ torch.linalg.solve(products + ridge, wanted - wanted.mean(0))
         network[-1].weight.copy_(weights.T)
         network[-1].bias.copy_(wanted.mean(0) - mean @ weights)
