@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medloop.clients import EvaluatorClient, ExplainerClient, InferenceClient
 from medloop.data.parallel import ProgressFn
@@ -31,14 +31,16 @@ BOOTSTRAP_APPROVER = "bootstrap"
 
 @dataclass
 class Training:
-    """What the trainer is asked for: a data set version, the model's name, and options of its command line."""
+    """What the trainer is asked for: a data set version, the model's name, options of its command line, and which of
+    its commands."""
 
     dataset_id: str
     model: str
     options: Mapping[str, str | int | float] = field(default_factory=dict)
+    verb: Literal["train", "search"] = "train"
 
     def command(self, result: Path) -> list[str]:
-        command = [sys.executable, "-m", "medloop_trainer", "train"]
+        command = [sys.executable, "-m", "medloop_trainer", self.verb]
         command += ["--dataset-id", self.dataset_id, "--model", self.model, "--result", str(result)]
         for name, value in self.options.items():
             command.append(f"--{name.replace('_', '-')}")
@@ -48,7 +50,7 @@ class Training:
 
 
 def run_trainer(training: Training, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Train in a process of its own, on this terminal; returns what the trainer says it made.
+    """Have the trainer work in a process of its own, on this terminal; returns what it says it made.
 
     Raises the error whose exit status the trainer ended with.
     """

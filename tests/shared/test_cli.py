@@ -71,7 +71,7 @@ def test_help_names_every_command(medloop: Any) -> None:
     status, out, _ = medloop("--help")
     assert status == 0
     for command in (
-        *("demo", "up", "down", "status", "dataset", "train", "evaluate", "explain", "predict", "correct"),
+        *("demo", "up", "down", "status", "dataset", "train", "search", "evaluate", "explain", "predict", "correct"),
         *("approve", "rollback", "bench-engines", "check-engine"),
     ):
         assert command in out

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def test_the_trainer_is_told_everything_and_its_result_comes_back(
     made = run_trainer(TRAINING, {"MEDLOOP_HOME": "/somewhere"})
     arguments = made["arguments"]
     assert arguments[:3] == ["-m", "medloop_trainer", "train"]
+    assert run_trainer(replace(TRAINING, verb="search"), {"MEDLOOP_HOME": ""})["arguments"][2:4] == [
+        "search",
+        "--dataset-id",
+    ]
     assert arguments[arguments.index("--dataset-id") + 1] == TRAINING.dataset_id
     assert arguments[arguments.index("--batch-size") + 1] == "8"
     assert arguments[-1] == "--horizontal-flip"

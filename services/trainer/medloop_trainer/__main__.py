@@ -1,8 +1,11 @@
-"""`python -m medloop_trainer train`: train a network on a stored data set version and register it."""
+"""`python -m medloop_trainer train|search`: train a network on a stored data set version and register it, or look for
+the options to train it with."""
 
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +17,8 @@ from medloop_trainer.modality import Modality
 from medloop_trainer.progress import bars
 from medloop_trainer.publish import TrainingResult
 from medloop_trainer.recipe import Options, Preset, Sampling
+from medloop_trainer.search import Plan, SearchResult
+from medloop_trainer.search import search as run_search
 from medloop_trainer.settings import read_trainer_settings
 from medloop_trainer.stop import Stop
 from medloop_trainer.train import resume as resume_training
@@ -70,17 +75,9 @@ def train(
 ) -> None:
     """Train, export, log and register; the last line on standard output is the result as one JSON object."""
     given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
-    try:
+    with _errors_told():
         done = _run(model, dataset_id, resume, given, progress)
-    except MedLoopError as exc:
-        typer.echo(exc.detail, err=True)
-        for issue in exc.extra.get("issues", ()):
-            typer.echo(f"  {issue['where']}: {issue['detail']}", err=True)
-        raise typer.Exit(exc.exit_status) from exc
-    document = done.model_dump_json()
-    if result is not None:
-        result.write_text(document + "\n")
-    typer.echo(document)
+    _answer(done, result)
 
 
 def _run(
@@ -97,6 +94,70 @@ def _run(
         raise InvalidRequest(f"{option} cannot be changed in a run that goes on; leave it out, or train anew.")
     with bars(progress) as shown:
         return resume_training(settings, resume, model, shown, stop, dataset_id)
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Option(help="The model to search for: the name of the data set's lineage.")],
+    dataset_id: Annotated[str, typer.Option(help="The data set version: 64 hex digits.")],
+    trials: Annotated[int, typer.Option(help="How many the study is to have, all processes' together.", min=1)] = 30,
+    minutes: Annotated[float | None, typer.Option(help="No trial is begun after so many.", min=0)] = None,
+    study: Annotated[str | None, typer.Option(help="By itself: named after model and data set.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train with the best options, and register that.")] = False,
+    budget_minutes: Annotated[float | None, typer.Option(help="The longest that this training may take.")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="How many images a trial is shown; by itself: quick.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of a trial; by itself: from the number of images.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="By itself: by size.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the prepared images in px; 64 or less by itself.")] = None,
+    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    logit_adjustment: float | None = None,
+    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
+    horizontal_flip: Annotated[
+        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="auto, none, or a file of weights.")] = None,
+    seed: int | None = None,
+    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+) -> None:
+    """Look for better options on the validation split; the same command goes on, in as many processes as you like."""
+    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
+    signal.signal(signal.SIGINT, stop)  # gives the trial back
+    with _errors_told(), bars(progress) as shown:
+        plan = Plan(trials, minutes, study, train)
+        done = run_search(read_trainer_settings(), dataset_id, model, given, plan, shown, stop)
+    typer.echo(_summary(done), err=True)
+    _answer(done, result)
+
+
+def _summary(done: SearchResult) -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(done.trials.items()))
+    best = done.best
+    if best is None:
+        return f"No trial of study {done.study} came to its end yet ({counts})."
+    own = "" if best.recipe_judged_by is None else f"; the recipe's own options gave {best.recipe_judged_by:.4f}"
+    return (
+        f"Best of study {done.study} ({counts}): trial {best.number}, with a validation loss of {best.judged_by:.4f} "
+        f"at its own temperature{own}. Train with:\n  {' '.join(done.flags)}"
+    )
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
+    except MedLoopError as exc:
+        typer.echo(exc.detail, err=True)
+        for issue in exc.extra.get("issues", ()):
+            typer.echo(f"  {issue['where']}: {issue['detail']}", err=True)
+        raise typer.Exit(exc.exit_status) from exc
+
+
+def _answer(done: TrainingResult | SearchResult, result: Path | None) -> None:
+    document = done.model_dump_json()
+    if result is not None:
+        result.write_text(document + "\n")
+    typer.echo(document)
 
 
 def main() -> None:

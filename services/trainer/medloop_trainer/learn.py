@@ -50,6 +50,29 @@ def begin(material: Material, options: Options, settings: LoopSettings, around: 
     Raises InvalidRequest for options that do not fit together, and what `fit` does.
     """
     device = choose_device()
+    network, recipe = set_up(material, options, device, compiled=settings.compile)
+    about = About(
+        run_id=around.run.id,
+        model=material.manifest.name,
+        dataset_id=material.manifest.id,
+        preparation=material.spec,
+        architecture=network.architecture,
+        recipe=recipe,
+        checkpoint_steps=settings.checkpoint_steps,
+        compiled=settings.compile,
+        device=device.name,
+        threads=device.threads,
+        packages=package_versions(),
+    )
+    around.run.log_params(_params(about, material, device))
+    return _finish(network, about, None, material, device, around)
+
+
+def set_up(
+    material: Material, options: Options, device: Device, *, compiled: bool = False
+) -> tuple[ServedNetwork, Recipe]:
+    """A network that has learnt nothing of `material` yet, and the recipe for it. Raises InvalidRequest for options
+    that do not fit together."""
     seed_weights(options.seed)
     architecture = Architecture(
         id=options.choose_architecture(material.spec.size),
@@ -59,21 +82,7 @@ def begin(material: Material, options: Options, settings: LoopSettings, around: 
     )
     classifier = build(architecture, options.weights)
     network = ServedNetwork(architecture, classifier, *_normalisation(material, classifier.pretrained))
-    about = About(
-        run_id=around.run.id,
-        model=material.manifest.name,
-        dataset_id=material.manifest.id,
-        preparation=material.spec,
-        architecture=architecture,
-        recipe=_settle(options, material, network, device, compiled=settings.compile),
-        checkpoint_steps=settings.checkpoint_steps,
-        compiled=settings.compile,
-        device=device.name,
-        threads=device.threads,
-        packages=package_versions(),
-    )
-    around.run.log_params(_params(about, material, device))
-    return _finish(network, about, None, material, device, around)
+    return network, _settle(options, material, network, device, compiled=compiled)
 
 
 def go_on(material: Material, found: Found, around: Surroundings) -> Trained:
@@ -114,7 +123,7 @@ def _finish(
     with Saver(checkpoints) as saver:
         fitted = fit(
             network,
-            _images(material),
+            images_of(material),
             about.recipe,
             device,
             start=None if found is None else (found.last, found.mark),
@@ -151,13 +160,13 @@ def _settle(options: Options, material: Material, network: ServedNetwork, device
     recipe = settle(None)
     if options.budget_minutes is None:
         return recipe
-    pace = measure(network, _images(material), recipe, device, compiled=compiled)
+    pace = measure(network, images_of(material), recipe, device, compiled=compiled)
     recipe = settle(most_steps(options.budget_minutes, pace, recipe.steps_per_epoch))
     log.info("a step takes %.3f s: %d steps in %d epochs fit the budget", pace.step, recipe.steps, recipe.epochs)
     return recipe
 
 
-def _images(material: Material) -> Images:
+def images_of(material: Material) -> Images:
     cache, rows = material.cache, material.rows
     return Images(cache.images, cache.labels, rows.train, rows.val, cache.shards)
 

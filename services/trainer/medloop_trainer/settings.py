@@ -1,6 +1,7 @@
 """What the trainer reads from its environment."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from medloop.data.shards import SMALLEST_MEMORY
 from medloop.settings import HomeSettings, StorageSettings, TrackingSettings, read_settings
@@ -28,14 +29,27 @@ class PixelSettings(BaseSettings):
     stream_bytes: int = Field(default=512 * 2**20, ge=SMALLEST_MEMORY)
 
 
+class SearchSettings(BaseSettings):
+    """`MEDLOOP_SEARCH_URL`: the database of searches, `sqlite:///path` or `postgresql://…`. Unset, every model has a
+    file under the home folder."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
+
+    search_url: str | None = Field(default=None, repr=False)  # it may hold a password
+
+    def url(self, model: str, home: Path) -> str:
+        return self.search_url or f"sqlite:///{home.resolve() / 'search' / model}.db"
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """The shared groups, and the loop's own."""
+    """The shared groups, and the trainer's own."""
 
     home: HomeSettings = field(default_factory=HomeSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
     pixels: PixelSettings = field(default_factory=PixelSettings)
 
 

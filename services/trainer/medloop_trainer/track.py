@@ -75,24 +75,19 @@ class Run:
         self.courier = Courier(registry, run_id, spool, interval=waits.interval)
 
     @classmethod
-    def start(cls, registry: Registry, model: str, dataset_id: str, *, home: Path | None = None) -> Self:
+    def start(
+        cls,
+        registry: Registry,
+        model: str,
+        dataset_id: str,
+        *,
+        home: Path | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Self:
         """Open a run in the experiment named after `model`; `home` is `MEDLOOP_HOME` by itself. Raises
         TrackingUnavailable when MLflow does not answer."""
-        from mlflow.exceptions import MlflowException
-
-        client = registry.client
-        with translated(registry.tracking_uri, f"Experiment {model}"):
-            try:
-                client.create_experiment(model)
-            except MlflowException as exc:
-                if exc.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            experiment = client.get_experiment_by_name(model)
-            if experiment is None:
-                raise NotFound(f"The MLflow experiment {model} was deleted; restore it or choose another name.")
-            tags = {TAG_DATASET: dataset_id, "mlflow.source.name": "medloop_trainer", **environment_tags()}
-            name = f"{model}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-            run_id = client.create_run(experiment.experiment_id, tags=tags, run_name=name).info.run_id
+        run_id = create_run(registry, model, dataset_id, name=name, tags=tags)
         return cls(registry, run_id, Spool(spool_path(run_id, home)))
 
     @classmethod
@@ -177,9 +172,10 @@ class Run:
     def log_bundle(self, folder: Path) -> None:
         self._call(lambda: self._registry.client.log_artifacts(self.id, str(folder), BUNDLE_PATH))
 
-    def finish(self) -> None:
-        """Mark the run `FINISHED`; while MLflow is away that is left to the spool."""
-        self._end(Entry(at=_now(), status="FINISHED"))
+    def finish(self, outcome: str | None = None) -> None:
+        """Mark the run `FINISHED`, and say why it registers nothing if it does not; while MLflow is away that is left
+        to the spool."""
+        self._end(Entry(at=_now(), tags={} if outcome is None else {TAG_OUTCOME: outcome}, status="FINISHED"))
 
     def abandon(self, status: str, outcome: str) -> None:
         """Mark the run `FAILED` or `KILLED`, and say why; while MLflow is away that is left to the spool."""
@@ -198,6 +194,28 @@ class Run:
 
     def _call(self, work: Callable[[], Answer]) -> Answer:
         return patiently(self._registry.tracking_uri, work)
+
+
+def create_run(
+    registry: Registry, model: str, dataset_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
+    """A new run of the experiment named after `model`, which is made if need be: its id. Raises TrackingUnavailable,
+    and NotFound when the experiment was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    client = registry.client
+    with translated(registry.tracking_uri, f"Experiment {model}"):
+        try:
+            client.create_experiment(model)
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(model)
+        if experiment is None:
+            raise NotFound(f"The MLflow experiment {model} was deleted; restore it or choose another name.")
+        told = {TAG_DATASET: dataset_id, "mlflow.source.name": "medloop_trainer", **environment_tags(), **(tags or {})}
+        name = name or f"{model}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        return str(client.create_run(experiment.experiment_id, tags=told, run_name=name).info.run_id)
 
 
 def spool_path(run_id: str, home: Path | None = None) -> Path:

@@ -1,6 +1,6 @@
 """`train`, `evaluate`, `explain`, `approve`, `rollback`: what happens to a model version."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -24,6 +24,7 @@ Approver = Annotated[str, typer.Option(help="Who takes responsibility; you, when
 def register(app: typer.Typer) -> None:
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(context_settings=settings)(train)
+    app.command(context_settings=settings)(search)
     app.command()(evaluate)
     app.command()(explain)
     app.command()(approve)
@@ -36,11 +37,20 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a new version on a data set. Options of the trainer may follow: --epochs 20 --architecture resnet18."""
-    context = Context()
-    manifest = load_manifest(context.objects, datasets.resolve(context, dataset))
-    training = Training(manifest.id, manifest.name, _options(arguments.args))
-    made = run_trainer(training, environment(context.home, manifest.name, context.addresses))
+    made = _have_trained("train", dataset, arguments.args)
     show(made, as_json, f"Registered {made['model']} version {made['version']} as challenger (run {made['run_id']}).")
+
+
+def search(
+    arguments: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="A data set's name or id; medloop dataset build makes one.")],
+    as_json: Json = False,
+) -> None:
+    """Look for the options that train best on a data set. Options may follow: --trials 40 --minutes 60 --train."""
+    made = _have_trained("search", dataset, arguments.args)
+    best = made["best"]
+    found = f"medloop train {made['model']} {' '.join(made['flags'])}" if best else "No trial came to its end yet."
+    show(made, as_json, found)
 
 
 def evaluate(model: Model = "", version: VersionOption = "", as_json: Json = False) -> None:
@@ -110,6 +120,13 @@ def _champion(context: Context, model: str) -> str | None:
     """The champion as it is now: what the person means to replace or to leave."""
     found = context.registry.at_alias(model, CHAMPION)
     return None if found is None else found.version
+
+
+def _have_trained(verb: Literal["train", "search"], dataset: str, arguments: list[str]) -> dict[str, Any]:
+    context = Context()
+    manifest = load_manifest(context.objects, datasets.resolve(context, dataset))
+    training = Training(manifest.id, manifest.name, _options(arguments), verb)
+    return run_trainer(training, environment(context.home, manifest.name, context.addresses))
 
 
 def _options(arguments: list[str]) -> dict[str, str | bool]:
