@@ -21,6 +21,7 @@ import io
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ CORRECTION = "correction"
 
 FORMAT_VERSION = 1
 _SHARDS = 256
+_REPEATED = frozenset({"label", "split", "group", "source"})
 _HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256
 
 
@@ -185,7 +187,11 @@ def dataset_key(dataset_id: str, file: str) -> str:
 
 
 def _parse_row(line: bytes) -> Row:
-    row = Row(**json.loads(line))
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError("the row is no object")
+    # Rows by the million share few words, of which each is kept once.
+    row = Row(**fields | {name: sys.intern(fields[name]) for name in _REPEATED & fields.keys()})
     texts = (row.byte_hash, row.pixel_hash, row.label, row.split, row.group, row.source, row.location)
     if not all(isinstance(text, str) for text in texts) or not isinstance(row.metadata, dict):
         raise ValueError("a field of the row has the wrong type")

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from medloop.data.cache import prepare_rows
 from medloop.data.manifest import Manifest, Split
 from medloop.data.parallel import ProgressFn, workers_for
-from medloop.errors import NotFound, StorageUnavailable
+from medloop.errors import NotFound, StorageFull, StorageUnavailable
 from medloop.storage.objects import ObjectStore
 from medloop.vision.prepare import PreparationSpec
 
@@ -90,7 +90,7 @@ class Layout:
 
 class Shards:
     """The prepared images of a version, read from `objects` when they are asked for; indexed by rows like an array
-    uint8 [N, S, S, C], which it has the `shape` of.
+    uint8 [N, S, S, C], which it has the `shape` of. Rows of the test split raise IndexError.
 
     `memory` bounds the bytes of shards that are held or under way at once. Reading may raise `StorageUnavailable`, once
     objects have been away for `patience` seconds and were asked every `pause` seconds, and what making a shard does.
@@ -147,10 +147,14 @@ class Shards:
         done = total - sum(len(self.layout.rows(number)) for number in missing)
         for number in missing[turn:] + missing[:turn]:
             if not self._objects.exists(self._key(number)):
-                self._objects.put_if_absent(self._key(number), self._packed(number, self._prepared(number, workers)))
+                self.store(number, self._prepared(number, workers))
             done += len(self.layout.rows(number))
             if progress:
                 progress("decoding images", done, total)
+
+    def store(self, number: int, pixels: Pixels) -> bool:
+        """Store the pixels uint8 [n, S, S, C] of a shard unless it is there; whether it was not."""
+        return self._objects.put_if_absent(self._key(number), self._packed(number, pixels))
 
     def stream(
         self, batches: Iterable[Rows], between: Callable[[], object] = lambda: None, *, aside: bool = False
@@ -221,7 +225,10 @@ class Shards:
         if pixels is None:
             log.warning("a shard of decoded images is made anew: %s", fault, extra={"dataset_id": self._manifest.id})
             pixels = self._prepared(number)
-            self._objects.put(self._key(number), self._packed(number, pixels))
+            try:
+                self._objects.put(self._key(number), self._packed(number, pixels))
+            except (StorageFull, StorageUnavailable) as exc:
+                log.warning("the shard was not stored, and the next run makes it again: %s", exc)
         return pixels
 
     def _prepared(self, number: int, workers: int | None = None) -> Pixels:
@@ -253,7 +260,11 @@ class Shards:
 
 
 def _with_shards(batches: Iterable[Rows], layout: Layout) -> Iterator[tuple[Rows, list[int]]]:
-    return ((rows, np.unique(layout.shard[rows]).tolist()) for rows in batches)
+    for rows in batches:
+        needed: list[int] = np.unique(layout.shard[rows]).tolist()
+        if -1 in needed:
+            raise IndexError("images of the test split lie in no shard")
+        yield rows, needed
 
 
 class _Shelf:

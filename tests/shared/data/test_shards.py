@@ -12,7 +12,7 @@ from medloop.data.cache import rows_by_split
 from medloop.data.manifest import Manifest
 from medloop.data.shards import Layout, Rows, Shards
 from medloop.data.sources import phantom_source
-from medloop.errors import InvalidImage, NotFound, Preempted, StorageUnavailable
+from medloop.errors import InvalidImage, NotFound, Preempted, StorageFull, StorageUnavailable
 from medloop.vision.prepare import PreparationSpec, prepare
 from numpy.typing import NDArray
 
@@ -36,6 +36,7 @@ class Store:
     def __init__(self, content: dict[str, bytes]) -> None:
         self.content = content
         self.away = 0
+        self.full = False
         self.reads = threading.Semaphore(0)
         self.held: WeakSet[Tracked] = WeakSet()
         self.most = 0
@@ -57,6 +58,8 @@ class Store:
         return counted  # type: ignore[return-value]  # bytes, but for what we do not do with them
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        if self.full:
+            raise StorageFull("The store is full.")
         self.content[key] = bytes(data)
 
     def put_if_absent(self, key: str, data: bytes, *, durable: bool = True) -> bool:
@@ -120,6 +123,14 @@ def test_it_holds_what_preparation_gives(manifest: Manifest, shards: Shards, tru
     np.testing.assert_array_equal(shards[rows[:0]], truth[:0])
     for batch, pixels in shards.stream(np.array_split(rows, 9)):
         np.testing.assert_array_equal(pixels, truth[batch])
+
+
+def test_test_images_are_not_to_be_had(manifest: Manifest, shards: Shards) -> None:
+    of_test = [i for i, row in enumerate(manifest.rows) if row.split == "test"]
+    with pytest.raises(IndexError, match="test split"):
+        shards[np.array([0, of_test[0]])]
+    with pytest.raises(IndexError, match="test split"):
+        shards[:]
 
 
 def test_a_shard_is_of_one_split_and_no_larger_than_it_may_be(manifest: Manifest, shards: Shards) -> None:
@@ -202,6 +213,10 @@ def test_a_damaged_shard_is_made_anew(
         np.testing.assert_array_equal(shards[rows], truth[rows])
     assert caplog.text.count("made anew") == 1
     assert store.get(key) == whole
+
+    damage(store, key)
+    store.full = True
+    np.testing.assert_array_equal(shards[rows], truth[rows])
 
 
 def test_it_waits_for_objects_that_come_back(
