@@ -108,6 +108,8 @@ def check_engine(
     evaluator would after `medloop check-engine` on the calibration split, which this model has none of."""
     pixels = np.stack([prepare(image, bundle.card.preparation) for image in images])
     networks = open_network(bundle), open_network(bundle, engine, precision)
+    for network in networks:
+        network.check_golden()  # inference would serve float32 instead
     check = compare_networks(*networks, iter([pixels]), len(pixels), lambda step, done, total: None)
     if (reason := judge(check)) is not None:
         raise RuntimeError(f"{precision} on {engine} does not answer closely enough to be compared: {reason}")
