@@ -13,13 +13,14 @@ import typer
 from medloop.errors import InvalidRequest, MedLoopError
 from medloop.log import configure_logging
 
+from medloop_trainer.environment import by_torchrun
 from medloop_trainer.modality import Modality
 from medloop_trainer.progress import bars
 from medloop_trainer.publish import TrainingResult
 from medloop_trainer.recipe import Options, Preset, Sampling
 from medloop_trainer.search import Plan, SearchResult
 from medloop_trainer.search import search as run_search
-from medloop_trainer.settings import read_trainer_settings
+from medloop_trainer.settings import TrainerSettings, read_trainer_settings
 from medloop_trainer.stop import Stop
 from medloop_trainer.train import resume as resume_training
 from medloop_trainer.train import train as run_training
@@ -84,16 +85,32 @@ def _run(
     model: str, dataset_id: str | None, resume: str | None, given: dict[str, object], progress: bool | None
 ) -> TrainingResult:
     settings = read_trainer_settings()
-    if resume is None:
-        if dataset_id is None:
-            raise InvalidRequest("Name what to train on with --dataset-id, or a run to go on with by --resume.")
-        with bars(progress) as shown:
-            return run_training(settings, dataset_id, model, Options.checked(**given), shown, stop)
-    if given:
+    if resume is not None and given:
         option = "--" + next(iter(given)).replace("_", "-")
         raise InvalidRequest(f"{option} cannot be changed in a run that goes on; leave it out, or train anew.")
-    with bars(progress) as shown:
-        return resume_training(settings, resume, model, shown, stop, dataset_id)
+    with _leading(settings, model) as begun, bars(progress) as shown:
+        if (run_id := resume or begun) is not None:
+            return resume_training(settings, run_id, model, shown, stop, dataset_id)
+        if dataset_id is None:
+            raise InvalidRequest("Name what to train on with --dataset-id, or a run to go on with by --resume.")
+        return run_training(settings, dataset_id, model, Options.checked(**given), shown, stop)
+
+
+@contextmanager
+def _leading(settings: TrainerSettings, model: str) -> Iterator[str | None]:
+    """For a process alone, and for the first of those that torchrun started, which is told the run that they began
+    before they were started anew. Another one follows it instead, and ends."""
+    if not by_torchrun():
+        yield None
+        return
+    # Not at the top: importing torch takes seconds, which a process alone fills with decoding.
+    from medloop_trainer.distributed import begun_run, follow, joined
+
+    with joined() as ranks:
+        if not ranks.leads:
+            follow(settings, ranks, stop)
+            raise typer.Exit
+        yield begun_run(settings, model)
 
 
 @app.command()

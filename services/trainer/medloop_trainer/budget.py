@@ -11,6 +11,7 @@ from medloop_trainer.device import Device
 from medloop_trainer.images import Feed, Images
 from medloop_trainer.learner import Learner, logits_of
 from medloop_trainer.randomness import seed_step
+from medloop_trainer.ranks import ALONE, Ranks
 from medloop_trainer.recipe import Recipe
 from medloop_trainer.sampler import Sampler
 
@@ -29,17 +30,26 @@ class Pace:
     spent: float
 
 
-def measure(network: ServedNetwork, images: Images, recipe: Recipe, device: Device, *, compiled: bool) -> Pace:
-    """Train and judge a copy of `network` for some seconds."""
+def measure(
+    network: ServedNetwork,
+    images: Images,
+    recipe: Recipe,
+    device: Device,
+    *,
+    compiled: bool,
+    ranks: Ranks = ALONE,
+) -> Pace:
+    """Train and judge a copy of `network` for some seconds, all `ranks` together."""
     started = time.perf_counter()
     sampler = Sampler(images.labels[images.train], recipe, images.train_shards)
-    feed = Feed(images, sampler, 1 + _WARM_UP + _STEPS)
+    ranks.check(len(images.train) // sampler.batches)
+    feed = Feed(images, sampler, 1 + _WARM_UP + _STEPS, ranks)
     feed.at(0)
     # What is streamed is read a window at a time beside the steps, and the slower of both sets the pace.
     reading = (time.perf_counter() - started) * recipe.batch_size * sampler.windows / len(images.train)
-    learner = Learner(copy.deepcopy(network), recipe, device, sampler.shares, compiled=compiled)
+    learner = Learner(copy.deepcopy(network), recipe, device, sampler.shares, compiled=compiled, ranks=ranks)
     times: list[float] = []
-    while len(times) < _WARM_UP + 2 or (len(times) < _WARM_UP + _STEPS and sum(times[_WARM_UP:]) < _SECONDS):
+    while ranks.any(len(times) < _WARM_UP + 2 or (len(times) < _WARM_UP + _STEPS and sum(times[_WARM_UP:]) < _SECONDS)):
         begun = time.perf_counter()
         seed_step(recipe.seed, len(times))
         # As a number, which waits for the device.
@@ -47,8 +57,9 @@ def measure(network: ServedNetwork, images: Images, recipe: Recipe, device: Devi
         times.append(time.perf_counter() - begun)
     feed.close()
     scored = images.val[:_SCORED]
+    part = ranks.share(scored)
     begun = time.perf_counter()
-    logits_of(learner.judged, images.pixels, device, rows=scored)
+    logits_of(learner.judged, images.pixels, device, rows=part)
     validation = (time.perf_counter() - begun) * len(images.val) / len(scored)
     return Pace(max(reading, median(times[_WARM_UP:])), validation, time.perf_counter() - started)
 

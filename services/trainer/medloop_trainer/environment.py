@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medloop.cpus import available_cpus, cpu_name
 
+TAG_LAUNCH = "medloop.launch"
 _PACKAGES = ("medloop", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "mlflow-skinny", "mlflow")
 _HERE = Path(__file__).resolve().parent
 _LOCKS = ("requirements/trainer.txt", "requirements/torch.txt")
@@ -91,10 +92,24 @@ def environment_tags() -> dict[str, str]:
         "medloop.memory_gib": f"{available_memory() / _GIB:.1f}",
         "medloop.gpus": ", ".join(gpu_names()) or "none",
     }
+    if (own := launch()) is not None:
+        tags[TAG_LAUNCH] = own
     if (code := checkout()) is not None:
         # MLflow shows these under its own names.
         tags |= {"mlflow.source.git.commit": code.commit, "mlflow.source.git.dirty": str(code.dirty).lower()}
     return tags
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch() -> str | None:
+    """The id of the torchrun that started this process, which all its processes have, also those it starts anew; None
+    without torchrun, or when it was given none where it needs one."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if given == "none" else given
 
 
 def package_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from medloop.data.shards import Shards
 from numpy.typing import NDArray
 
+from medloop_trainer.ranks import ALONE, Ranks
 from medloop_trainer.sampler import Sampler
 
 Fetched = Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]
@@ -62,10 +63,17 @@ class Feed:
     """The batches of a training, by step: its first `steps`, mostly one after another."""
 
     def __init__(
-        self, images: Images, sampler: Sampler, steps: int, between: Callable[[], object] = lambda: None
+        self,
+        images: Images,
+        sampler: Sampler,
+        steps: int,
+        ranks: Ranks = ALONE,
+        between: Callable[[], object] = lambda: None,
     ) -> None:
-        """`between` is called now and then while pixels are waited for, and may raise to end that."""
-        self._images, self._sampler, self._steps, self._between = images, sampler, steps, between
+        """Of several `ranks` each gets its own part of a batch. `between` is called now and then while pixels are
+        waited for, and may raise to end that."""
+        self._images, self._sampler, self._steps = images, sampler, steps
+        self._ranks, self._between = ranks, between
         self._next = 0
         self._fetched: Fetched | None = None
 
@@ -85,5 +93,5 @@ class Feed:
             self._fetched = None
 
     def _batches(self, step: int) -> Iterable[NDArray[np.int64]]:
-        images, sampler = self._images, self._sampler
-        return (images.train[sampler.batch(number)] for number in range(step, self._steps))
+        images, sampler, share = self._images, self._sampler, self._ranks.share
+        return (images.train[share(sampler.batch(number))] for number in range(step, self._steps))

@@ -3,8 +3,11 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+from medloop.data.manifest import CORRECTION
 from medloop.nets import Architecture, ServedNetwork, build
 from medloop.storage.objects import ObjectStore
+from numpy.typing import NDArray
 
 from medloop_trainer.budget import measure, most_steps
 from medloop_trainer.calibrate import Calibration, calibrate
@@ -15,10 +18,12 @@ from medloop_trainer.loop import Epoch, Fit, Images, fit, logits_of
 from medloop_trainer.modality import look
 from medloop_trainer.progress import Bars
 from medloop_trainer.randomness import seed_weights
+from medloop_trainer.ranks import Ranks
 from medloop_trainer.recipe import Options, Recipe
 from medloop_trainer.saver import Saver
 from medloop_trainer.settings import LoopSettings
 from medloop_trainer.stop import Stop
+from medloop_trainer.task import Task, summon
 from medloop_trainer.track import Run, package_versions
 
 log = logging.getLogger(__name__)
@@ -123,9 +128,12 @@ def _finish(
     with Saver(checkpoints) as saver:
         fitted = fit(
             network,
-            images_of(material),
+            images_of(material, about.recipe.correction_weight),
             about.recipe,
             device,
+            ranks=summon(
+                Task.of("train", material, network, about.recipe, compiled=about.compiled, steps=about.checkpoint_steps)
+            ),
             start=None if found is None else (found.last, found.mark),
             saver=saver,
             stop=around.stop,
@@ -160,15 +168,24 @@ def _settle(options: Options, material: Material, network: ServedNetwork, device
     recipe = settle(None)
     if options.budget_minutes is None:
         return recipe
-    pace = measure(network, images_of(material), recipe, device, compiled=compiled)
+    ranks = summon(Task.of("measure", material, network, recipe, compiled=compiled))
+    pace = measure(network, images_of(material), recipe, device, compiled=compiled, ranks=ranks)
     recipe = settle(most_steps(options.budget_minutes, pace, recipe.steps_per_epoch))
     log.info("a step takes %.3f s: %d steps in %d epochs fit the budget", pace.step, recipe.steps, recipe.epochs)
     return recipe
 
 
-def images_of(material: Material) -> Images:
-    cache, rows = material.cache, material.rows
-    return Images(cache.images, cache.labels, rows.train, rows.val, cache.shards)
+def images_of(material: Material, correction_weight: int = 1) -> Images:
+    """What `fit` takes. A training image that a person corrected stands there `correction_weight` times, so that every
+    pass shows it so much more often, and the classes' shares follow."""
+    rows = material.rows.train
+    shown = np.repeat(rows, np.where(_corrected(material), correction_weight, 1))
+    cache = material.cache
+    return Images(cache.images, cache.labels, shown, material.rows.val, cache.shards)
+
+
+def _corrected(material: Material) -> NDArray[np.bool_]:
+    return np.array([material.manifest.rows[i].source == CORRECTION for i in material.rows.train.tolist()], dtype=bool)
 
 
 def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:
@@ -189,5 +206,6 @@ def _params(about: About, material: Material, device: Device) -> dict[str, objec
         "device": device.name,
         "precision": str(device.autocast).removeprefix("torch."),
         "threads": device.threads,
+        "processes": Ranks.present().world,
         "compiled": about.compiled,
     }

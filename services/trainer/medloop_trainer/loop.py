@@ -25,6 +25,7 @@ from medloop_trainer.device import Device
 from medloop_trainer.images import Feed, Images
 from medloop_trainer.learner import Learner, logits_of, plain_copy, under
 from medloop_trainer.randomness import seed_step
+from medloop_trainer.ranks import ALONE, Ranks
 from medloop_trainer.recipe import Recipe
 from medloop_trainer.sampler import Sampler
 from medloop_trainer.saver import Saver
@@ -54,6 +55,7 @@ def fit(
     recipe: Recipe,
     device: Device,
     *,
+    ranks: Ranks = ALONE,
     start: tuple[Snapshot, Snapshot] | None = None,
     saver: Saver | None = None,
     stop: Stop | None = None,
@@ -67,13 +69,20 @@ def fit(
     `start` is where to go on from and the mark before it. `report` is called after each epoch, again for one that had
     to be done again.
 
+    Several `ranks` train together, each calling this with the same images and recipe. All begin with the leader's
+    network or `start`, decide together, and end with the same weights; the leader alone needs a `saver`.
+
     Raises:
+        InvalidRequest: there are too few images for so many ranks.
+        Unavailable: another rank is gone.
         TrainingFailed: the loss was no number, twice, or the GPU's memory is not enough.
         Preempted: `stop` was requested; the last step done is stored.
     """
     sampler = Sampler(images.labels[images.train], recipe, images.train_shards)
-    learner = Learner(network, recipe, device, sampler.shares, compiled=compiled)
-    loop = _Loop(learner, sampler, images, recipe, device, saver, stop or Stop(), checkpoint_steps, report, progress)
+    ranks.check(len(images.train) // sampler.batches)
+    learner = Learner(network, recipe, device, sampler.shares, compiled=compiled, ranks=ranks)
+    stop = stop or Stop()
+    loop = _Loop(learner, sampler, images, recipe, device, ranks, saver, stop, checkpoint_steps, report, progress)
     return loop.run(start)
 
 
@@ -85,6 +94,7 @@ class _Loop:
         images: Images,
         recipe: Recipe,
         device: Device,
+        ranks: Ranks,
         saver: Saver | None,
         stop: Stop,
         checkpoint_steps: int,
@@ -93,8 +103,8 @@ class _Loop:
     ) -> None:
         self._learner, self._sampler, self._images, self._recipe = learner, sampler, images, recipe
         self._device, self._saver, self._stop, self._checkpoint_steps = device, saver, stop, checkpoint_steps
-        self._report, self._progress = report, progress
-        self._feed = Feed(images, sampler, recipe.steps, self._leave_if_asked)
+        self._report, self._progress, self._ranks = report, progress, ranks
+        self._feed = Feed(images, sampler, recipe.steps, ranks, self._between)
         self._state = State()
         self._best: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # not looked at yet
@@ -106,6 +116,7 @@ class _Loop:
             else:
                 self._restore(start[0])
                 self._mark = start[1]
+            self._begin_together()
             while not self._state.finished:
                 try:
                     self._one_epoch()
@@ -116,6 +127,14 @@ class _Loop:
         state, network = self._state, self._learner.network
         network.load_state_dict(self._best)
         return Fit(tuple(state.epochs), state.best_epoch, self._sampler.shown(state.step) / max(state.busy, 1e-9))
+
+    def _begin_together(self) -> None:
+        """Every rank stands where the leader does."""
+        if self._ranks.world > 1:
+            mark, here = self._ranks.leaders_snapshot(self._mark), self._ranks.leaders_snapshot(self._snapshot())
+            if not self._ranks.leads:
+                self._restore(here)
+                self._mark = mark
 
     def _one_epoch(self) -> None:
         """What is left of the present epoch: its steps, its judgement, its mark."""
@@ -129,17 +148,19 @@ class _Loop:
         self._judge()
         if state.finished or state.step - state.marked >= min(_SHORTEST_WAY, self._checkpoint_steps):
             self._set_mark()
-        if self._stop.requested and not state.finished:
-            self._leave()
+        if not state.finished:
+            self._leave_if_asked()
 
     def _one_step(self) -> None:
         state, recipe = self._state, self._recipe
         started = time.perf_counter()
         pixels, labels = self._feed.at(state.step)
         waited = time.perf_counter() - started
-        seed_step(recipe.seed, state.step)
+        seed_step(recipe.seed, state.step, self._ranks.rank)
         mix = len(state.epochs) < recipe.cutmix_epochs()
-        self._losses.append(self._learner.step(state.step, pixels, labels, self._rate(state.step), mix=mix))
+        weight = len(labels) / (self._sampler.shown(state.step + 1) - self._sampler.shown(state.step))
+        rate = self._rate(state.step)
+        self._losses.append(self._learner.step(state.step, pixels, labels, rate, mix=mix, weight=weight))
         state.step += 1
         if self._device.name == "cpu" or len(self._losses) >= _LOOKED_AT:
             self._look_at_losses()
@@ -163,7 +184,9 @@ class _Loop:
     def _judge(self) -> None:
         state, images, network = self._state, self._images, self._learner.judged
         truth = images.labels[images.val]
-        logits = logits_of(network, images.pixels, self._device, rows=images.val, between=self._leave_if_asked)
+        rows = self._ranks.share(images.val)
+        logits = logits_of(network, images.pixels, self._device, rows=rows, between=self._between)
+        logits = self._ranks.gathered(logits, len(truth))
         if not np.isfinite(logits).all():
             raise _Diverged
         shown = self._sampler.shown(state.step) - self._sampler.shown(state.step - self._recipe.steps_per_epoch)
@@ -171,7 +194,7 @@ class _Loop:
             number=len(state.epochs) + 1,
             train_loss=state.loss_sum / state.loss_count,
             val=score(logits, truth),
-            judged_by=score(logits / find_temperature(logits, truth), truth).loss,
+            judged_by=self._ranks.leaders(score(logits / find_temperature(logits, truth), truth).loss),
             learning_rate=self._rate(state.step - 1),
             images_per_second=shown / state.seconds,
             input_wait_share=state.waited / state.seconds,
@@ -234,19 +257,26 @@ class _Loop:
         further = "" if run is None else f" Then go on from the last checkpoint with --resume {run}."
         return StorageUnavailable(exc.detail + further)
 
+    def _between(self) -> None:
+        """Within a step or a judgement one process may leave; several leave after the same step."""
+        if self._ranks.world == 1:
+            self._leave_if_asked()
+
     def _leave_if_asked(self) -> None:
-        if self._stop.requested:
+        if self._ranks.any(self._stop.requested):
             self._leave()
 
     def _leave(self) -> None:
-        """Store where training stands, and the mark before it, and raise Preempted."""
+        """Store where training stands, and the mark before it, and raise Preempted, all ranks together."""
         self._look_at_losses()
         state, steps = self._state, self._recipe.steps
         if self._saver is None:
+            self._ranks.wait()
             raise Preempted(f"Training was stopped after step {state.step} of {steps}.")
         here = self._mark if state.step == state.marked else self._snapshot()
         stored = self._saver.flush(self._mark, here) if here is not self._mark else self._saver.flush(here)
         run_id = self._saver.checkpoints.about.run_id
+        self._ranks.wait()
         if stored:
             raise Preempted(f"Training was stopped after step {state.step} of {steps}; go on with --resume {run_id}.")
         raise Preempted(
