@@ -32,24 +32,35 @@ BOOTSTRAP_APPROVER = "bootstrap"
 @dataclass
 class Training:
     """What the trainer is asked for: a data set version, the model's name, options of its command line, and which of
-    its commands."""
+    its commands: `retrain` goes on from the champion's weights."""
 
     dataset_id: str
     model: str
     options: Mapping[str, str | int | float] = field(default_factory=dict)
-    verb: Literal["train", "search"] = "train"
+    verb: Literal["train", "retrain", "search"] = "train"
 
-    def command(self, result: Path) -> list[str]:
-        command = [sys.executable, "-m", "medloop_trainer", self.verb]
-        command += ["--dataset-id", self.dataset_id, "--model", self.model, "--result", str(result)]
+    def arguments(self, result: Path) -> list[str]:
+        arguments = [self.verb, "--dataset-id", self.dataset_id, "--model", self.model, "--result", str(result)]
         for name, value in self.options.items():
-            command.append(f"--{name.replace('_', '-')}")
+            arguments.append(f"--{name.replace('_', '-')}")
             if value is not True:  # a flag has no value
-                command.append(str(value))
-        return command
+                arguments.append(str(value))
+        return arguments
 
 
-def run_trainer(training: Training, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+@dataclass
+class Reproducing:
+    """A run whose training is to be done again, and where the weights lie that it began with, if a file held them."""
+
+    run_id: str
+    pretrained: Path | None = None
+
+    def arguments(self, result: Path) -> list[str]:
+        where = [] if self.pretrained is None else ["--pretrained", str(self.pretrained)]
+        return ["reproduce", self.run_id, "--result", str(result), *where]
+
+
+def run_trainer(asked: Training | Reproducing, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Have the trainer work in a process of its own, on this terminal; returns what it says it made.
 
     Raises the error whose exit status the trainer ended with.
@@ -57,7 +68,7 @@ def run_trainer(training: Training, environment: Mapping[str, str] | None = None
     with tempfile.TemporaryDirectory(prefix="medloop-") as folder:
         result = Path(folder) / "result.json"
         process = subprocess.Popen(  # noqa: S603 - our own command line
-            training.command(result),
+            [sys.executable, "-m", "medloop_trainer", *asked.arguments(result)],
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -188,7 +199,9 @@ class Pipeline:
 
     def _open(self) -> tuple[str, int, dict[str, Any]]:
         """The newest unfinished pass for the same inputs, or a new one."""
-        inputs = {"dataset_id": self.training.dataset_id, "options": dict(self.training.options)}
+        inputs: dict[str, Any] = {"dataset_id": self.training.dataset_id, "options": dict(self.training.options)}
+        if self.training.verb != "train":
+            inputs["verb"] = self.training.verb
         where = {"model": self.training.model, "status": "running"}
         for record in self.records.find("pipelines", where, limit=10).items:
             if record.document["inputs"] == inputs and self._still_registered(record.document):

@@ -1,23 +1,26 @@
-"""`python -m medloop_trainer train|search`: train a network on a stored data set version and register it, or look for
-the options to train it with."""
+"""`python -m medloop_trainer train|retrain|search|reproduce`: train a network on a stored data set version and register
+it, look for the options to train it with, or train again as a run did."""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from medloop.errors import InvalidRequest, MedLoopError
+from medloop.errors import InvalidRequest, MedLoopError, UntrustedModel
 from medloop.log import configure_logging
 
 from medloop_trainer.environment import by_torchrun
 from medloop_trainer.modality import Modality
-from medloop_trainer.progress import bars
+from medloop_trainer.progress import Bars, bars
 from medloop_trainer.publish import TrainingResult
 from medloop_trainer.recipe import Options, Preset, Sampling
+from medloop_trainer.reproduce import Reproduction
+from medloop_trainer.reproduce import reproduce as run_reproduction
+from medloop_trainer.retrain import retrain as run_retraining
 from medloop_trainer.search import Plan, SearchResult
 from medloop_trainer.search import search as run_search
 from medloop_trainer.settings import TrainerSettings, read_trainer_settings
@@ -59,6 +62,9 @@ def train(
     label_smoothing: float | None = None,
     sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
     logit_adjustment: float | None = None,
+    correction_weight: Annotated[
+        int | None, typer.Option(help="How many times as often corrected images are shown; by itself: 1.")
+    ] = None,
     modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
     horizontal_flip: Annotated[
         bool | None, typer.Option(help="Mirror images: not where left and right differ.")
@@ -77,12 +83,62 @@ def train(
     """Train, export, log and register; the last line on standard output is the result as one JSON object."""
     given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
     with _errors_told():
-        done = _run(model, dataset_id, resume, given, progress)
+        done = _run(run_training, model, dataset_id, resume, given, progress)
+    _answer(done, result)
+
+
+@app.command()
+def retrain(
+    model: Annotated[str, typer.Option(help="The model whose champion goes on learning.")],
+    dataset_id: Annotated[str | None, typer.Option(help="The new version of its data set: 64 hex digits.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run instead, by its own recipe; `latest` is the newest.")
+    ] = None,
+    correction_weight: Annotated[
+        int | None, typer.Option(help="How many times as often corrected images are shown; by itself: 4.")
+    ] = None,
+    preset: Annotated[Preset | None, typer.Option(help="A third of the epochs that `train` makes of it.")] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="The longest that training may take, measured once at its start.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="By itself: from the number of training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="By itself: 64.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak; by itself: 0.0003 or less.")] = None,
+    warm_up: Annotated[float | None, typer.Option(help="Share of steps in which the learning rate rises.")] = None,
+    weight_decay: float | None = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Of the weights' moving average; 0 for none.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better one before the end; 0: all.")] = None,
+    label_smoothing: float | None = None,
+    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    logit_adjustment: float | None = None,
+    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
+    horizontal_flip: Annotated[
+        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
+    ] = None,
+    erase_probability: float | None = None,
+    cutmix_alpha: float | None = None,
+    cutmix_probability: float | None = None,
+    mixup_alpha: float | None = None,
+    mixup_probability: float | None = None,
+    whole_share: Annotated[float | None, typer.Option(help="Last share of epochs without mixing.")] = None,
+    seed: int | None = None,
+    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+) -> None:
+    """Train the champion further, by its own preparation and architecture; otherwise as `train`."""
+    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
+    with _errors_told():
+        done = _run(run_retraining, model, dataset_id, resume, given, progress)
     _answer(done, result)
 
 
 def _run(
-    model: str, dataset_id: str | None, resume: str | None, given: dict[str, object], progress: bool | None
+    begin: Callable[[TrainerSettings, str, str, Options, Bars, Stop], TrainingResult],
+    model: str,
+    dataset_id: str | None,
+    resume: str | None,
+    given: dict[str, object],
+    progress: bool | None,
 ) -> TrainingResult:
     settings = read_trainer_settings()
     if resume is not None and given:
@@ -93,13 +149,13 @@ def _run(
             return resume_training(settings, run_id, model, shown, stop, dataset_id)
         if dataset_id is None:
             raise InvalidRequest("Name what to train on with --dataset-id, or a run to go on with by --resume.")
-        return run_training(settings, dataset_id, model, Options.checked(**given), shown, stop)
+        return begin(settings, dataset_id, model, Options.checked(**given), shown, stop)
 
 
 @contextmanager
-def _leading(settings: TrainerSettings, model: str) -> Iterator[str | None]:
+def _leading(settings: TrainerSettings, model: str | None = None) -> Iterator[str | None]:
     """For a process alone, and for the first of those that torchrun started, which is told the run that they began
-    before they were started anew. Another one follows it instead, and ends."""
+    of `model` before they were started anew. Another one follows it instead, and ends."""
     if not by_torchrun():
         yield None
         return
@@ -110,7 +166,7 @@ def _leading(settings: TrainerSettings, model: str) -> Iterator[str | None]:
         if not ranks.leads:
             follow(settings, ranks, stop)
             raise typer.Exit
-        yield begun_run(settings, model)
+        yield None if model is None else begun_run(settings, model)
 
 
 @app.command()
@@ -159,6 +215,24 @@ def _summary(done: SearchResult) -> str:
     )
 
 
+@app.command()
+def reproduce(
+    run_id: Annotated[str, typer.Argument(help="A training's run in MLflow.")],
+    max_difference: Annotated[
+        float | None, typer.Option(help="End with status 8 where a validation figure differs by more.", min=0)
+    ] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="The file of weights that the run began with.")] = None,
+    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+) -> None:
+    """Train again as a run did, register nothing, and say how far what comes out is from what it came to."""
+    with _errors_told(), _leading(settings := read_trainer_settings()), bars(progress) as shown:
+        done = run_reproduction(settings, run_id, shown, stop, pretrained)
+    _answer(done, result)
+    if max_difference is not None and done.max_difference > max_difference:
+        raise typer.Exit(UntrustedModel.exit_status)
+
+
 @contextmanager
 def _errors_told() -> Iterator[None]:
     try:
@@ -170,7 +244,7 @@ def _errors_told() -> Iterator[None]:
         raise typer.Exit(exc.exit_status) from exc
 
 
-def _answer(done: TrainingResult | SearchResult, result: Path | None) -> None:
+def _answer(done: TrainingResult | SearchResult | Reproduction, result: Path | None) -> None:
     document = done.model_dump_json()
     if result is not None:
         result.write_text(document + "\n")

@@ -18,6 +18,7 @@ from medloop.schemas import now
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medloop_trainer.dataset import Material, hashes
+from medloop_trainer.recipe import TAG_PARENT_VERSION, ParentVersion
 from medloop_trainer.track import Run, curves_png, git_commit, patiently
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class TrainingResult(BaseModel):
     epochs: int
     best_epoch: int
     val: ValidationFigures
+    parent: ParentVersion | None = None
 
 
 class Finished(BaseModel):
@@ -63,6 +65,7 @@ class Finished(BaseModel):
     best_epoch: int
     val: ValidationFigures
     figures: dict[str, float]
+    parent: ParentVersion | None = None
 
     def as_version(self, version: Version, seconds: dict[str, float]) -> TrainingResult:
         # The version's own digest: its bundle was perhaps exported by a process before this one.
@@ -127,6 +130,8 @@ def register(registry: Registry, run: Run, folder: Path, finished: Finished) -> 
         run.log_files({path.name: path.read_bytes() for path in sorted((folder / _FILES).iterdir())})
         run.log_figures(finished.figures)
     tags = {TAG_DIGEST: finished.bundle_digest, TAG_DATASET: finished.dataset_id}
+    if finished.parent is not None:
+        tags[TAG_PARENT_VERSION] = finished.parent.version
     version = patiently(uri, lambda: _registered(registry, model, run.id) or registry.register(model, run.id, tags))
     patiently(uri, lambda: _challenge(registry, version))
     return version
@@ -173,6 +178,18 @@ def _files(material: Material, trained: "Trained") -> dict[str, str | bytes]:
     return files if material.leaks is None else {**files, "leaks.json": material.leaks.to_json()}
 
 
+def figures_of(trained: "Trained") -> dict[str, float]:
+    """The figures of a whole run in MLflow."""
+    fit = trained.fit
+    return {
+        "best_epoch": fit.best.number,
+        "best_val_loss": fit.best.val.loss,
+        "best_val_accuracy": fit.best.val.accuracy,
+        "training_images_per_second": fit.images_per_second,
+        "temperature": trained.calibration.temperature,
+    }
+
+
 def _finished(bundle: Bundle, trained: "Trained") -> Finished:
     fit, best, about = trained.fit, trained.fit.best, trained.about
     return Finished(
@@ -184,11 +201,6 @@ def _finished(bundle: Bundle, trained: "Trained") -> Finished:
         epochs=len(fit.epochs),
         best_epoch=best.number,
         val=ValidationFigures(accuracy=best.val.accuracy, loss=best.val.loss),
-        figures={
-            "best_epoch": best.number,
-            "best_val_loss": best.val.loss,
-            "best_val_accuracy": best.val.accuracy,
-            "training_images_per_second": fit.images_per_second,
-            "temperature": trained.calibration.temperature,
-        },
+        figures=figures_of(trained),
+        parent=about.recipe.parent,
     )

@@ -33,6 +33,7 @@ from medloop_trainer.track import Run
 if TYPE_CHECKING:
     from medloop_trainer.checkpoint import About
     from medloop_trainer.learn import Surroundings, Trained
+    from medloop_trainer.retrain import Origin
 
 __all__ = ["LATEST", "TrainerSettings", "TrainingResult", "resume", "train"]
 
@@ -66,10 +67,16 @@ class _Story:
 
 
 def train(
-    settings: TrainerSettings, dataset_id: str, model: str, options: Options, bars: Bars, stop: Stop | None = None
+    settings: TrainerSettings,
+    dataset_id: str,
+    model: str,
+    options: Options,
+    bars: Bars,
+    stop: Stop | None = None,
+    origin: "Origin | None" = None,
 ) -> TrainingResult:
     """Train a network on a stored data set version and register it as the next version of `model`, which is the name
-    of the version's lineage; its alias `challenger` then points at it.
+    of the version's lineage; its alias `challenger` then points at it. The network is that of `origin`, or a new one.
 
     Raises:
         TrackingUnavailable: MLflow does not answer; asked first, before anything is computed.
@@ -84,14 +91,16 @@ def train(
     story.registry.ping()
 
     def choose(manifest: Manifest) -> PreparationSpec:
+        if origin is not None:
+            return origin.preparation(manifest, story.objects)
         return look_at(manifest, story.objects).spec(options)
 
     material = _gather(story, dataset_id, model, choose)
-    with _running(story, lambda: _started(story, model, material)) as run:
+    with _running(story, lambda: _started(story, model, material, origin)) as run:
         from medloop_trainer.learn import begin
 
         with story.step("train"):
-            trained = begin(material, options, settings.loop, _around(story, run))
+            trained = begin(material, options, settings.loop, _around(story, run), origin)
         return _register(story, run, _export(story, run, material, trained))
 
 
@@ -195,8 +204,9 @@ def _import_torch() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
 
 
-def _started(story: _Story, model: str, material: Material) -> Run:
-    run = Run.start(story.registry, model, material.manifest.id, home=story.settings.home.home)
+def _started(story: _Story, model: str, material: Material, origin: "Origin | None") -> Run:
+    tags = {} if origin is None else origin.parent.tags()
+    run = Run.start(story.registry, model, material.manifest.id, home=story.settings.home.home, tags=tags)
     run.log_dataset(material.manifest, story.settings.storage.objects_url)
     return run
 

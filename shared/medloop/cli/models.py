@@ -1,5 +1,6 @@
-"""`train`, `evaluate`, `explain`, `approve`, `rollback`: what happens to a model version."""
+"""`train`, `retrain`, `search`, `reproduce`, `evaluate`, `explain`, `approve`, `rollback`: a model version's life."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -7,11 +8,11 @@ from rich.table import Table
 
 from medloop.cli import dataset as datasets
 from medloop.cli.context import Context
-from medloop.cli.output import Json, progress_bars, show, table, user_name
+from medloop.cli.output import Json, progress_bars, results, show, table, user_name
 from medloop.clients import EvaluatorClient, ExplainerClient
 from medloop.data.manifest import load_manifest
-from medloop.errors import InvalidRequest
-from medloop.pipeline import Training, run_trainer
+from medloop.errors import InvalidRequest, UntrustedModel
+from medloop.pipeline import Reproducing, Training, run_trainer
 from medloop.registry import CHALLENGER, CHAMPION
 from medloop.schemas import EvaluationReport, ExplanationCreate
 from medloop.stack import environment
@@ -24,7 +25,9 @@ Approver = Annotated[str, typer.Option(help="Who takes responsibility; you, when
 def register(app: typer.Typer) -> None:
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(context_settings=settings)(train)
+    app.command(context_settings=settings)(retrain)
     app.command(context_settings=settings)(search)
+    app.command()(reproduce)
     app.command()(evaluate)
     app.command()(explain)
     app.command()(approve)
@@ -41,6 +44,17 @@ def train(
     show(made, as_json, f"Registered {made['model']} version {made['version']} as challenger (run {made['run_id']}).")
 
 
+def retrain(
+    arguments: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="A data set's name (its newest version) or a version's id.")],
+    as_json: Json = False,
+) -> None:
+    """Train the champion further on a new version of its data set. Options may follow: --correction-weight 8."""
+    made = _have_trained("retrain", dataset, arguments.args)
+    which = f"{made['model']} version {made['version']} (from version {made['parent']['version']})"
+    show(made, as_json, f"Registered {which} as challenger (run {made['run_id']}).")
+
+
 def search(
     arguments: typer.Context,
     dataset: Annotated[str, typer.Argument(help="A data set's name or id; medloop dataset build makes one.")],
@@ -51,6 +65,26 @@ def search(
     best = made["best"]
     found = f"medloop train {made['model']} {' '.join(made['flags'])}" if best else "No trial came to its end yet."
     show(made, as_json, found)
+
+
+def reproduce(
+    run_id: Annotated[str, typer.Argument(help="A training's run in MLflow: 32 hex digits.")],
+    max_difference: Annotated[
+        float | None, typer.Option(help="End with status 8 where a validation figure differs by more.", min=0)
+    ] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="The file of weights that the run began with.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Train again as a run did, and say how far what comes out is from what it came to; nothing is registered."""
+    context = Context()
+    surroundings = environment(context.home, context.last_model() or "", context.addresses)
+    made = run_trainer(Reproducing(run_id, pretrained), surroundings)
+    show(made, as_json, _comparison_table(made))
+    if not as_json and made["differs"]:
+        rows = [(each["what"], each["then"] or "none", each["now"] or "none") for each in made["differs"]]
+        results.print(table("What is not as it was", ["what", "then", "now"], rows))
+    differs = max_difference is not None and made["max_difference"] > max_difference
+    return UntrustedModel.exit_status if differs else 0
 
 
 def evaluate(model: Model = "", version: VersionOption = "", as_json: Json = False) -> None:
@@ -122,7 +156,7 @@ def _champion(context: Context, model: str) -> str | None:
     return None if found is None else found.version
 
 
-def _have_trained(verb: Literal["train", "search"], dataset: str, arguments: list[str]) -> dict[str, Any]:
+def _have_trained(verb: Literal["train", "retrain", "search"], dataset: str, arguments: list[str]) -> dict[str, Any]:
     context = Context()
     manifest = load_manifest(context.objects, datasets.resolve(context, dataset))
     training = Training(manifest.id, manifest.name, _options(arguments), verb)
@@ -140,6 +174,19 @@ def _options(arguments: list[str]) -> dict[str, str | bool]:
         else:
             raise InvalidRequest(f"{argument!r} follows no option of the trainer; give them like --epochs 20.")
     return options
+
+
+def _comparison_table(made: dict[str, Any]) -> Table:
+    """What a reproduction came to, beside the original: figures in the end, and the largest |Δ| of any epoch."""
+    equal = "equal to the bit" if made["weights_equal"] else "differ"
+    rows = [("weights (SHA-256)", made["weights_then"][:12], made["weights_now"][:12], equal)]
+    for name, pair in {"epochs": made["epochs"], **made["figures"]}.items():
+        rows.append((name, f"{pair['then']:g}", f"{pair['now']:g}", f"{abs(pair['now'] - pair['then']):.2g}"))
+    for name, curve in made["curves"].items():
+        rows.append((f"{name}, by epoch", "", "", f"{curve['max_difference']:.2g} (epoch {curve['epoch']})"))
+    shown = table(f"Run {made['reproduces']}, and again as {made['run_id']}", ["figure", "then", "now", "|Δ|"], rows)
+    shown.caption = f"largest |Δ| of a validation figure: {made['max_difference']:.2g}"
+    return shown
 
 
 def _report_table(report: EvaluationReport) -> Table:
