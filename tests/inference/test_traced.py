@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -31,14 +31,15 @@ def memory() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def app(settings: Settings, memory: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> App:
+def app(settings: Settings, memory: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")  # nobody is asked there: see below
     app = create_app(settings)
     tracing = Tracing("inference", memory, "memory")
     tracing.start()
     app.entry = Traced(app.guard, tracing, app.guard.direct)
     app.state.tracing = tracing
-    return app
+    yield app
+    tracing.stop(5)
 
 
 @pytest.fixture

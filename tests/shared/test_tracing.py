@@ -147,9 +147,11 @@ async def traced(memory: InMemorySpanExporter, app: App | None = None) -> Any:
     tracing = Tracing("test", memory, "memory")
     app.entry = Traced(app.guard, tracing, app.guard.direct)
     tracing.start()
-    async with asgi_client(app) as client:
-        yield client
-    tracing.stop(5)
+    try:
+        async with asgi_client(app) as client:
+            yield client
+    finally:
+        tracing.stop(5)
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
@@ -399,6 +401,21 @@ async def test_a_collector_that_is_away_is_told_once_and_delays_neither_answers_
     (record,) = records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("traces do not arrive at http://127.0.0.1:")
+
+
+async def test_two_applications_of_one_process_tell_each_of_its_own_collector(
+    monkeypatch: pytest.MonkeyPatch, memory: InMemorySpanExporter
+) -> None:
+    closed = free_port()
+    monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{closed}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    with told() as records:
+        async with traced(memory) as well, asgi_client(make_app()) as ill:
+            await well.get("/v1/images/a")
+            await ill.get("/v1/images/a")
+            until(lambda: bool(records))
+    (record,) = records
+    assert record.getMessage().startswith(f"traces do not arrive at http://127.0.0.1:{closed} and")
 
 
 async def test_a_collector_that_hangs_is_left_behind_at_the_stop(

@@ -23,6 +23,7 @@ class Delivery(SpanExporter):
         self._exporter, self._to = exporter, to
         self._lock = threading.Lock()
         self._closed = False
+        self._sending = 0
         self.failing = False
         logging.getLogger(_EXPORTER_LOG).addFilter(self._hear_exporter)
         logging.getLogger(_QUEUE_LOG).addFilter(self._hear_queue)
@@ -30,7 +31,9 @@ class Delivery(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if self._closed:
             return SpanExportResult.FAILURE
+        self._sending = threading.get_ident()
         result = self._exporter.export(spans)
+        self._sending = 0
         if result is not SpanExportResult.SUCCESS:
             self._failed("they were not accepted")
         elif self.failing:
@@ -60,7 +63,12 @@ class Delivery(SpanExporter):
             logger.warning("traces do not arrive at %s and are dropped until they do: %s", self._to, why)
 
     def _hear_exporter(self, record: logging.LogRecord) -> bool:
-        """What the exporter would tell at each try: the first is told in our own words, the others not at all."""
+        """What the exporter would tell at each try: the first is told in our own words, the others not at all.
+
+        The log is the whole process's and the thread says whose exporter it is: another app may send elsewhere.
+        """
+        if record.thread != self._sending:
+            return True
         if record.levelno >= logging.WARNING:
             self._failed(record.getMessage())
         return False

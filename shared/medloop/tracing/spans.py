@@ -92,12 +92,13 @@ class Tracing:
         return RequestSpan(span, method if known else "HTTP")
 
     def stop(self, seconds: float) -> None:
-        """Send what is left, within `seconds`; what could not be sent then is dropped."""
-        if self._provider is None or self._delivery is None:
+        """Send what is left, within `seconds`; what could not be sent then is dropped. Asked twice, it does nothing."""
+        provider, self._provider = self._provider, None
+        if provider is None or self._delivery is None:
             return
         self._tracer = None
         # The processor would wait for half a minute, so it waits in a thread that the process's end does not wait for.
-        sending = threading.Thread(target=_end, args=(self._provider, self._delivery), name="last traces", daemon=True)
+        sending = threading.Thread(target=_end, args=(provider, self._delivery), name="last traces", daemon=True)
         sending.start()
         if not self._delivery.failing:
             sending.join(seconds)
