@@ -58,8 +58,8 @@ bench-peers: $(PEERS:%=.venv-%/installed) ## Install the other servers, and comp
 bench-training: $(VENV)/everything ## Scores on public sets, cost of input, tracking and memory.
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
-clean: ## Remove .venv, the peers' environments and what tools left behind; .medloop stays.
-	rm -rf $(VENV) $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## Remove .venv, the tools' and peers' environments and what tools left behind; .medloop stays.
+	rm -rf $(VENV) $(VENV)-checkov $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bootstrap: requirements/uv.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed and '$(PYTHON)' was not found: install it, or name it with PYTHON=path." >&2; exit 2; }
@@ -84,6 +84,11 @@ $(VENV)/services: $(VENV)/torch $(LOCKS) $(LOCAL:%=%/pyproject.toml)
 
 $(VENV)/everything: $(VENV)/services requirements/dev.txt
 	$(INSTALL) --require-hashes --no-deps -r requirements/dev.txt
+	@touch $@
+
+$(VENV)-checkov/installed: $(VENV)/bootstrap requirements/checkov.txt
+	$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)-checkov
+	$(UV) pip install --quiet --python $(VENV)-checkov/bin/python --require-hashes --no-deps -r requirements/checkov.txt
 	@touch $@
 
 # The peers' own environments: what one of them needs would hold back another, or us.

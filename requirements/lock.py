@@ -2,7 +2,8 @@
 
 One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree. torch,
 torchvision and the CUDA packages they pull stand in `torch.txt` alone, so that another index can be chosen for them.
-The peers of the benchmarks are resolved apart, since they run in environments of their own, beside the same torch.
+The peers of the benchmarks are resolved apart, since they run in environments of their own, beside the same torch, and
+so is checkov, whose dependencies would hold ours back.
 The locks carry hashes and no addresses.
 """
 
@@ -65,7 +66,9 @@ def write_locks(folder: Path) -> list[Path]:
         source.write("uv\n")
         source.flush()
         compile_lock(uv, [Path(source.name)])
-    return [*written, uv, *write_peers(folder)]
+    checkov = folder / "checkov.txt"
+    compile_lock(checkov, [HERE / "checkov.in"])
+    return [*written, uv, checkov, *write_peers(folder)]
 
 
 def write_peers(folder: Path) -> list[Path]:
