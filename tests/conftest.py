@@ -1,11 +1,14 @@
 """Fixtures that every part's tests share: a home of their own, stores in it, and an MLflow without a server."""
 
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from medloop import cli
+from medloop.cli.output import run
 from medloop.registry import Registry
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
@@ -49,6 +52,21 @@ def records(home: Path) -> Iterator[RecordStore]:
     store = open_records(f"sqlite:///{home / 'records.sqlite'}")
     yield store
     store.close()
+
+
+@pytest.fixture
+def medloop(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: its arguments → exit status, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medloop", *arguments])
+        status = run(cli.app)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -22,17 +22,6 @@ REF = ModelRef(name="tiny", version="2", run_id="r", dataset_id="d", bundle_dige
 
 
 @pytest.fixture
-def medloop(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medloop", *arguments])
-        status = run(cli.app)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
-
-
-@pytest.fixture
 def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
     """An inference service that calls the first image of a request dark and refuses the others."""
     router = APIRouter()

@@ -5,25 +5,12 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
-from medloop import cli
-from medloop.cli.output import run
 from medloop.engines.bench import BATCHES
 from medloop.http import Readiness, create_app
 from medloop.registry import CHAMPION, Registry
 from medloop.schemas import EngineCheck, EngineCheckCreate, EngineVerdict, JobPublic, now
 from medloop.settings import ServerSettings
 from medloop.testing import live_server, register_bundle, tiny_bundle
-
-
-@pytest.fixture
-def medloop(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medloop", *arguments])
-        status = run(cli.app)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 def test_engines_are_measured_beside_each_other_and_the_missing_named(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fastapi import APIRouter, Request, Response
-from medloop import cli
 from medloop.cli import folder as folder_module
-from medloop.cli.output import run
 from medloop.cli.results import Journal, Row
 from medloop.errors import InvalidRequest, MedLoopError, Overloaded, UnsupportedImage
 from medloop.http import Readiness, create_app, problem, require
@@ -93,17 +90,6 @@ def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inference]:
     with live_server(app) as address:
         monkeypatch.setenv("MEDLOOP_INFERENCE_URL", address)
         yield fake
-
-
-@pytest.fixture
-def medloop(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medloop", *arguments])
-        status = run(cli.app)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 @pytest.fixture

@@ -1,25 +1,11 @@
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from medloop import cli
 from medloop.auth.keyring import KeyRing
-from medloop.cli.output import run
 from medloop.errors import Unauthenticated
 from medloop.storage.records import RecordStore
-
-
-@pytest.fixture
-def medloop(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medloop", *arguments])
-        status = run(cli.app)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 @pytest.fixture
