@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from medloop.errors import InvalidRequest, MedLoopError, UntrustedModel
 from medloop.log import configure_logging
 
+from medloop_trainer import flags
 from medloop_trainer.environment import by_torchrun
-from medloop_trainer.modality import Modality
 from medloop_trainer.progress import Bars, bars
 from medloop_trainer.publish import TrainingResult
-from medloop_trainer.recipe import Options, Preset, Sampling
+from medloop_trainer.recipe import Options, Preset
 from medloop_trainer.reproduce import Reproduction
 from medloop_trainer.reproduce import reproduce as run_reproduction
 from medloop_trainer.retrain import retrain as run_retraining
@@ -32,6 +32,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 stop = Stop()
 
 
+def _options(values: dict[str, Any]) -> dict[str, object]:
+    """Those of a command's values that were given, and are options of a training."""
+    return {name: value for name, value in values.items() if name in Options.model_fields and value is not None}
+
+
 @app.callback()
 def trainer() -> None:
     """MedLoop's trainer."""
@@ -41,47 +46,41 @@ def trainer() -> None:
 def train(
     model: Annotated[str, typer.Option(help="The model to add a version to: the name of the data set's lineage.")],
     dataset_id: Annotated[str | None, typer.Option(help="The data set version: 64 hex digits.")] = None,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this run instead, by its own recipe; `latest` is the newest.")
-    ] = None,
+    resume: flags.Resume = None,
     preset: Annotated[Preset | None, typer.Option(help="How many images are shown; by itself: standard.")] = None,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="The longest that training may take, measured once at its start.")
-    ] = None,
-    architecture: Annotated[str | None, typer.Option(help="By itself: by size.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the prepared images in px; 64 or less by itself.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="By itself: from the number of training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="By itself: 64.")] = None,
+    budget_minutes: flags.BudgetMinutes = None,
+    architecture: flags.Architecture = None,
+    size: flags.Size = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="The peak; by itself: 0.003, or 0.0003 pretrained.")
     ] = None,
-    warm_up: Annotated[float | None, typer.Option(help="Share of steps in which the learning rate rises.")] = None,
+    warm_up: flags.WarmUp = None,
     weight_decay: float | None = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Of the weights' moving average; 0 for none.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Epochs without a better one before the end; 0: all.")] = None,
+    ema_decay: flags.EmaDecay = None,
+    patience: flags.Patience = None,
     label_smoothing: float | None = None,
-    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    sampling: flags.SamplingName = None,
     logit_adjustment: float | None = None,
     correction_weight: Annotated[
         int | None, typer.Option(help="How many times as often corrected images are shown; by itself: 1.")
     ] = None,
-    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
-    horizontal_flip: Annotated[
-        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
-    ] = None,
+    modality: flags.ModalityName = None,
+    horizontal_flip: flags.HorizontalFlip = None,
     erase_probability: float | None = None,
     cutmix_alpha: float | None = None,
     cutmix_probability: float | None = None,
     mixup_alpha: float | None = None,
     mixup_probability: float | None = None,
-    whole_share: Annotated[float | None, typer.Option(help="Last share of epochs without mixing.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="auto, none, or a file of weights.")] = None,
+    whole_share: flags.WholeShare = None,
+    pretrained: flags.Pretrained = None,
     seed: int | None = None,
-    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
-    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+    result: flags.Result = None,
+    progress: flags.Progress = None,
 ) -> None:
     """Train, export, log and register; the last line on standard output is the result as one JSON object."""
-    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
+    given = _options(locals())
     with _errors_told():
         done = _run(run_training, model, dataset_id, resume, given, progress)
     _answer(done, result)
@@ -91,42 +90,36 @@ def train(
 def retrain(
     model: Annotated[str, typer.Option(help="The model whose champion goes on learning.")],
     dataset_id: Annotated[str | None, typer.Option(help="The new version of its data set: 64 hex digits.")] = None,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this run instead, by its own recipe; `latest` is the newest.")
-    ] = None,
+    resume: flags.Resume = None,
     correction_weight: Annotated[
         int | None, typer.Option(help="How many times as often corrected images are shown; by itself: 4.")
     ] = None,
     preset: Annotated[Preset | None, typer.Option(help="A third of the epochs that `train` makes of it.")] = None,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="The longest that training may take, measured once at its start.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="By itself: from the number of training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="By itself: 64.")] = None,
+    budget_minutes: flags.BudgetMinutes = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="The peak; by itself: 0.0003 or less.")] = None,
-    warm_up: Annotated[float | None, typer.Option(help="Share of steps in which the learning rate rises.")] = None,
+    warm_up: flags.WarmUp = None,
     weight_decay: float | None = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Of the weights' moving average; 0 for none.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Epochs without a better one before the end; 0: all.")] = None,
+    ema_decay: flags.EmaDecay = None,
+    patience: flags.Patience = None,
     label_smoothing: float | None = None,
-    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    sampling: flags.SamplingName = None,
     logit_adjustment: float | None = None,
-    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
-    horizontal_flip: Annotated[
-        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
-    ] = None,
+    modality: flags.ModalityName = None,
+    horizontal_flip: flags.HorizontalFlip = None,
     erase_probability: float | None = None,
     cutmix_alpha: float | None = None,
     cutmix_probability: float | None = None,
     mixup_alpha: float | None = None,
     mixup_probability: float | None = None,
-    whole_share: Annotated[float | None, typer.Option(help="Last share of epochs without mixing.")] = None,
+    whole_share: flags.WholeShare = None,
     seed: int | None = None,
-    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
-    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+    result: flags.Result = None,
+    progress: flags.Progress = None,
 ) -> None:
     """Train the champion further, by its own preparation and architecture; otherwise as `train`."""
-    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
+    given = _options(locals())
     with _errors_told():
         done = _run(run_retraining, model, dataset_id, resume, given, progress)
     _answer(done, result)
@@ -180,21 +173,19 @@ def search(
     budget_minutes: Annotated[float | None, typer.Option(help="The longest that this training may take.")] = None,
     preset: Annotated[Preset | None, typer.Option(help="How many images a trial is shown; by itself: quick.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of a trial; by itself: from the number of images.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="By itself: by size.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the prepared images in px; 64 or less by itself.")] = None,
-    sampling: Annotated[Sampling | None, typer.Option(help="How often rare classes are shown.")] = None,
+    architecture: flags.Architecture = None,
+    size: flags.Size = None,
+    sampling: flags.SamplingName = None,
     logit_adjustment: float | None = None,
-    modality: Annotated[Modality | None, typer.Option(help="What may be done to training images.")] = None,
-    horizontal_flip: Annotated[
-        bool | None, typer.Option(help="Mirror images: not where left and right differ.")
-    ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="auto, none, or a file of weights.")] = None,
+    modality: flags.ModalityName = None,
+    horizontal_flip: flags.HorizontalFlip = None,
+    pretrained: flags.Pretrained = None,
     seed: int | None = None,
-    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
-    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+    result: flags.Result = None,
+    progress: flags.Progress = None,
 ) -> None:
     """Look for better options on the validation split; the same command goes on, in as many processes as you like."""
-    given = {k: v for k, v in locals().items() if k in Options.model_fields and v is not None}
+    given = _options(locals())
     signal.signal(signal.SIGINT, stop)  # gives the trial back
     with _errors_told(), bars(progress) as shown:
         plan = Plan(trials, minutes, study, train)
@@ -222,8 +213,8 @@ def reproduce(
         float | None, typer.Option(help="End with status 8 where a validation figure differs by more.", min=0)
     ] = None,
     pretrained: Annotated[Path | None, typer.Option(help="The file of weights that the run began with.")] = None,
-    result: Annotated[Path | None, typer.Option(help="Also write the result there, as JSON.")] = None,
-    progress: Annotated[bool | None, typer.Option(help="Show bars; by itself: on a terminal.")] = None,
+    result: flags.Result = None,
+    progress: flags.Progress = None,
 ) -> None:
     """Train again as a run did, register nothing, and say how far what comes out is from what it came to."""
     with _errors_told(), _leading(settings := read_trainer_settings()), bars(progress) as shown:
