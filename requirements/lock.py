@@ -1,6 +1,7 @@
 """Write the locks, or with `--check` say which of them are stale.
 
-One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree. torch,
+One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree, and so is
+`medloop.txt`, the library's own with what images have of its extras: the layer that all of them share. torch,
 torchvision and the CUDA packages they pull stand in `torch.txt` alone, so that another index can be chosen for them.
 The peers of the benchmarks are resolved apart, since they run in environments of their own, beside the same torch, and
 so is checkov, whose dependencies would hold ours back.
@@ -61,6 +62,8 @@ def write_locks(folder: Path) -> list[Path]:
             compile_lock(output, [projects[service]], *pinned, *local, *without(torch))
         for tool, output in zip(("mlflow", "build"), written[-2:], strict=True):
             compile_lock(output, [HERE / f"{tool}.in"], *pinned)
+        written.append(folder / "medloop.txt")
+        compile_lock(written[-1], [shared], "--extra", "dicom", "--extra", "tracing", *pinned)
     uv = folder / "uv.txt"
     with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
         source.write("uv\n")
