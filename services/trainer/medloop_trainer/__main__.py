@@ -244,8 +244,8 @@ def _answer(done: TrainingResult | SearchResult | Reproduction, result: Path | N
 
 def main() -> None:
     signal.signal(signal.SIGTERM, stop)
-    # Threads that wait for each other sleep instead of spinning, which beside other processes trains twice as fast.
-    # Read when torch is loaded.
+    # Threads that wait for each other sleep instead of spinning, which other processes' threads could use. Read when
+    # torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     configure_logging("trainer", "INFO" if not sys.stderr.isatty() else "WARNING")
     app()

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_STEPS = 50
 LOWERED = 0.25
 """What is left of the learning rate after the loss was no number: a rate that is too high is so by a factor."""
-_SHORTEST_WAY = 10  # steps between marks, however short an epoch is: copying everything takes a tenth of a small step
+_SHORTEST_WAY = 10  # steps between marks, however short an epoch is: copying everything takes a part of a small step
 _LOOKED_AT = 10  # steps between looks at the losses on a GPU, each of which waits for it
 
 

@@ -1,9 +1,9 @@
 """Two images in one, and a label that says how much of each: CutMix and MixUp, for whole batches.
 
 Every image is mixed with the one before it in the batch, whose order is random, and has a box or a share of its own.
-One for the whole batch, as in the papers' programs, would save 0.6 % of a training step at best (1.6 ms of 255 for 128
-coloured images of 64 px on two cores); but then one step would see its batch nearly replaced and another hardly
-touched, where now each sees the whole distribution. What a single image goes through is the same.
+One for the whole batch, as in the papers' programs, would be cheaper, but little beside the network's passes; and then
+one step would see its batch nearly replaced and another hardly touched, where now each sees the whole distribution.
+What a single image goes through is the same.
 """
 
 from typing import NamedTuple

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medloop_trainer.modality import Looks, Modality, Moves, choose_moves
 
 DEFAULT_SIZE = 64
-"""px. Larger images are prepared at this side unless asked otherwise, since a CPU trains them sixteen times faster
+"""px. Larger images are prepared at this side unless asked otherwise, since a CPU trains them many times faster
 than at 224; smaller ones at their own, since enlarging adds nothing."""
 SMALLEST_SIZE = 28
 LARGEST_SMALL = 96
