@@ -1,5 +1,6 @@
 import copy
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -60,12 +61,10 @@ def go_on(network: ServedNetwork, images: Images, device: Device, recipe: Recipe
     """Train `network` as a process of its own would: from the last checkpoint, if there is one."""
     checkpoints = Checkpoints(objects, tiny_about(recipe))
     start: tuple[Snapshot, Snapshot] | None = None
-    try:
+    with suppress(NotFound):  # it was killed before it stored one, and begins anew
         found = find_checkpoint(objects, checkpoints.about.run_id)
         start = (found.last, found.mark)
         checkpoints.adopt([found.mark, found.last])
-    except NotFound:
-        pass
     with Saver(checkpoints, pause=0) as saver:
         return fit(network, images, recipe, device, start=start, saver=saver, checkpoint_steps=EVERY)
 

@@ -63,7 +63,7 @@ class FakeMlflow:
                     self.wfile.write(body)
 
             def log_message(self, *args: object) -> None:
-                pass
+                """Nobody reads it."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
