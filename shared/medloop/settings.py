@@ -3,6 +3,7 @@
 Nothing is read at import time. Defaults describe the embedded state on one machine, under `MEDLOOP_HOME`.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
 ]
+
+PLACEHOLDER = "change-me"
+"""What stands for a secret in `.env.example`."""
+_READ = ("MEDLOOP_", "MLFLOW_", "AWS_")
 
 DEFAULT_PORTS = {"mlflow": 5000, "explainer": 5005, "evaluator": 5006, "inference": 8080, "dashboard": 8501}
 
@@ -103,8 +108,22 @@ class ServerSettings(BaseSettings):
     drain_seconds: float = Field(default=0.0, ge=0)
 
 
+def check_placeholders(environment: Mapping[str, str]) -> None:
+    """Raise InvalidRequest, naming the variables, where a secret was left as `.env.example` has it.
+
+    It may also stand inside of an address. Variables of other programs are no business of ours.
+    """
+    left = [name for name, value in sorted(environment.items()) if name.startswith(_READ) and PLACEHOLDER in value]
+    if left:
+        raise InvalidRequest(
+            f"{', '.join(left)} still {'has' if len(left) == 1 else 'have'} the placeholder {PLACEHOLDER}: anybody "
+            "could know it. Give a secret of your own, such as: openssl rand -hex 24"
+        )
+
+
 def read_settings(read: Callable[[], Given]) -> Given:
     """What `read` finds in the environment; raises InvalidRequest, naming the variable that is not as it must be."""
+    check_placeholders(os.environ)
     try:
         return read()
     except ValidationError as exc:

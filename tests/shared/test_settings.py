@@ -52,3 +52,21 @@ def test_a_setting_that_cannot_be_is_named(
 def test_a_log_level_may_be_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLOOP_LOG_LEVEL", "warning")
     assert ServerSettings().log_level == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "change-me"),
+        ("MEDLOOP_API_KEY", "change-me"),
+        ("MEDLOOP_RECORDS_URL", "mongodb://medloop:change-me@db/medloop"),
+        ("MLFLOW_TRACKING_PASSWORD", "change-me"),
+    ],
+)
+def test_a_secret_left_at_its_placeholder_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "change-me")  # not ours to read
+    read_settings(ServerSettings)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidRequest, match=rf"^{variable} still has the placeholder") as caught:
+        read_settings(ServerSettings)
+    assert "mongodb" not in caught.value.detail
