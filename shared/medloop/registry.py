@@ -21,6 +21,7 @@ from medloop.bundle import Bundle, read_bundle
 from medloop.errors import MedLoopError, NotFound, TrackingUnavailable, UntrustedModel
 from medloop.settings import mask_url
 from medloop.storage.disk import disk_errors
+from medloop.storage.s3 import REFUSED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +49,8 @@ LOOK_SECONDS = 5.0
 All else may take the half minute that MLflow's own variables allow, since bundles are large."""
 _LOOK = "/api/2.0/mlflow/registered-models/get"
 _DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256
+_BUCKET = re.compile(r"(?:s3://| to )([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/")  # as MLflow and boto3 name it in messages
+_REFUSED = {"PERMISSION_DENIED", "UNAUTHENTICATED"}
 _INCOMING = ".incoming-"
 _ABANDONED_S = 3600.0
 """A download this old belongs to a process that was killed."""
@@ -78,8 +81,11 @@ class State:
 
 @contextmanager
 def translated(tracking_uri: str, subject: str = "It") -> Iterator[None]:
-    """Turn MLflow's and its transport's errors into ours: NotFound, or TrackingUnavailable."""
+    """Turn the errors of MLflow, its transport and the store of its artifacts into ours: NotFound, or
+    TrackingUnavailable."""
     import requests
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException, RestException
 
     try:
@@ -92,9 +98,39 @@ def translated(tracking_uri: str, subject: str = "It") -> Iterator[None]:
     except MlflowException as exc:
         if exc.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise NotFound(f"{subject} is not in MLflow at {mask_url(tracking_uri)}.") from exc
+        if exc.error_code in _REFUSED or _came_from(exc, BotoCoreError, ClientError):
+            raise _artifacts_fault(exc) from exc
         raise _unreachable(tracking_uri) from exc
+    except (Boto3Error, BotoCoreError, ClientError) as exc:
+        # Services reach artifacts in S3 themselves, and MLflow lets most of what boto3 raises pass.
+        raise _artifacts_fault(exc) from exc
     except (requests.RequestException, ConnectionError) as exc:
         raise _unreachable(tracking_uri) from exc
+
+
+def _artifacts_fault(error: Exception) -> MedLoopError:
+    from botocore.exceptions import ClientError
+
+    told = _came_from(error, ClientError)
+    code = str(told.response.get("Error", {}).get("Code", "")) if isinstance(told, ClientError) else ""
+    bucket = _BUCKET.search(str(error))
+    where = f"MLflow's artifacts in {f'the bucket {bucket[1]}' if bucket else 'S3'}"
+    if code in REFUSED or getattr(error, "error_code", "") in _REFUSED:
+        return TrackingUnavailable(
+            f"Access to {where} was denied{f' ({code})' if code else ''}; check the AWS_* variables and the policy."
+        )
+    reason = code or type(_came_from(error, Exception) or error).__name__
+    return TrackingUnavailable(f"{where} cannot be reached ({reason}); check the store and the AWS_* variables.")
+
+
+def _came_from(error: BaseException, *kinds: type[Exception]) -> BaseException | None:
+    """The innermost error of these kinds that `error` was raised from, or is."""
+    found: BaseException | None = None
+    at: BaseException | None = error
+    while at is not None:
+        found = at if isinstance(at, kinds) else found
+        at = at.__cause__ or at.__context__
+    return found
 
 
 def _unreachable(tracking_uri: str) -> MedLoopError:

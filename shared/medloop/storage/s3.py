@@ -20,7 +20,7 @@ _MISSING = {"NoSuchKey", "NotFound", "404"}
 _TAKEN = {"PreconditionFailed", "412"}
 _RACING = {"ConditionalRequestConflict", "409"}  # another conditional write of the same key is under way
 _FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "507"}
-_REFUSED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+REFUSED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
 class S3Objects:
@@ -148,6 +148,21 @@ class S3Objects:
         with _translated(self.url):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
+    def make_bucket(self) -> bool:
+        """Make the bucket, for a development stack's own server; False when it was there. Raises
+        `StorageUnavailable`."""
+        from botocore.exceptions import ClientError
+
+        with _translated(self.url):
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as exc:
+                if _code(exc) not in _MISSING:
+                    raise
+                self._client.create_bucket(Bucket=self._bucket)
+                return True
+            return False
+
     def ping(self) -> None:
         # Listing one key, rather than asking for the bucket, works for a role that may see this prefix only.
         with _translated(self.url):
@@ -174,8 +189,10 @@ def _translated(url: str) -> Iterator[None]:
         code = _code(exc)
         if code in _FULL:
             raise StorageFull(f"The object storage at {url} is full; free some space and try again.") from exc
-        if code in _REFUSED:
-            raise StorageUnavailable(f"{url} refused our credentials ({code}); check them and the policy.") from exc
+        if code in REFUSED:
+            raise StorageUnavailable(
+                f"Access to {url} was denied ({code}); check the AWS_* variables and the policy."
+            ) from exc
         if code == "NoSuchBucket":
             raise StorageUnavailable(f"The bucket of {url} does not exist; create it.") from exc
         raise StorageUnavailable(f"The object storage at {url} failed ({code}); try again.") from exc
