@@ -24,6 +24,8 @@ from medloop.storage.records import Record, RecordStore, scan
 
 KIND = "api_keys"
 PREFIX = "mlk_"
+SECRET_CHARACTERS = 43
+"""Of 256 random bits in base 64; as many hexadecimal digits still are 172 bits."""
 
 
 class Digest(BaseModel):
@@ -90,13 +92,34 @@ class ApiKeys:
             raise InvalidRequest(f"There is no scope {', '.join(sorted(unknown))}; choose from {_listed(SCOPES)}.")
         if not scopes:
             raise InvalidRequest(f"A key needs scopes; choose from {_listed(SCOPES)}.")
+        return self._put(secrets.token_hex(6), _new_secret(), name, scopes, lasts, rate)
+
+    def adopt(self, text: str, name: str, scopes: Sequence[str]) -> ApiKey:
+        """The key with this text, which a deployment made up itself so that it need not read it from a log; put on
+        record unless it is. Raises InvalidRequest for a text that no key has, and Conflict when it is not `name`'s any
+        more."""
+        key_id, secret = split(text) or ("", "")
+        if not _is_id(key_id) or len(secret) < SECRET_CHARACTERS:
+            raise InvalidRequest(
+                f"The given API key must read {PREFIX}<12 hex digits>_<at least {SECRET_CHARACTERS} random characters>."
+            )
+        record = self.records.get(KIND, key_id)
+        if record is None:
+            return self._put(key_id, secret, name, scopes, None, None).key
+        key = _read(record)
+        if key.name != name or key.status != "active" or not key.opened_by(secret, now()):
+            raise Conflict(f"Key {key_id} was revoked, rotated or given to another; make up a new one for {name}.")
+        return key
+
+    def _put(
+        self, key_id: str, secret: str, name: str, scopes: Sequence[str], lasts: timedelta | None, rate: float | None
+    ) -> Issued:
         if self.records.find(KIND, {"name": name, "status": "active"}, limit=1).items:
             raise Conflict(f"{name} has a key already; rotate or revoke that one.")
-        secret = _new_secret()
         issued_at = now()
         try:
             key = ApiKey(
-                id=secrets.token_hex(6),
+                id=key_id,
                 name=name,
                 scopes=sorted(set(scopes)),
                 rate=rate,

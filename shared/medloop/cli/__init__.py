@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from medloop.cli import dataset, engines, images, keys, local, models
+from medloop.cli import dataset, engines, images, keys, local, models, setup
 from medloop.cli.output import run
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ models.register(app)
 images.register(app)
 engines.register(app)
 keys.register(app)
+setup.register(app)
 
 
 def main() -> None:
