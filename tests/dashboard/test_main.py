@@ -33,6 +33,14 @@ def test_loopback_only_unless_a_proxy_stands_in_front() -> None:
     assert not any("allowedHosts" in flag for flag in behind)
 
 
+def test_one_person_s_dashboard_in_a_container_answers_under_loopback_names_only() -> None:
+    mine = command(ServerSettings(host="0.0.0.0"), AuthSettings(), "Ann Lee")
+    assert "--server.address=0.0.0.0" in mine
+    assert {"--server.allowedHosts=127.0.0.1", "--server.allowedHosts=localhost"} <= set(mine)
+    with pytest.raises(Forbidden, match="MEDLOOP_PERSON"):
+        command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"), "Ann Lee")
+
+
 def test_protections_are_on_and_nobody_is_told() -> None:
     flags = command(ServerSettings(max_body_bytes=2**20), AuthSettings())
     for flag in (

@@ -4,6 +4,7 @@ The process is replaced, not kept waiting beside a child, so that a signal reach
 its own.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -13,21 +14,31 @@ from medloop.auth import AuthSettings, check_exposure, is_loopback
 from medloop.errors import Forbidden, MedLoopError, PortInUse
 from medloop.settings import DEFAULT_PORTS, ServerSettings, read_settings
 
+from medloop_dashboard.settings import DashboardSettings
+
+logger = logging.getLogger(__name__)
+
 PAGE = Path(__file__).with_name("app.py")
 
 
-def command(server: ServerSettings, auth: AuthSettings) -> list[str]:
-    """The command line that serves the dashboard as `server` and `auth` say.
+def command(server: ServerSettings, auth: AuthSettings, person: str | None = None) -> list[str]:
+    """The command line that serves the dashboard as `server` and `auth` say, to whom `person` names alone or to all.
 
     Raises Forbidden for an address that others can reach when nothing stands in front: a browser sends no API key,
     so keys keep nobody out of pages.
     """
-    if not auth.proxy and not is_loopback(server.host):
+    if person is not None:
+        if auth.proxy:
+            raise Forbidden("Leave MEDLOOP_PERSON unset with MEDLOOP_AUTH=proxy: the proxy says who somebody is.")
+        logger.warning("MEDLOOP_PERSON: whoever reaches %s is %s; publish this port on loopback", server.host, person)
+    elif not auth.proxy and not is_loopback(server.host):
         raise Forbidden(
             f"Keys and tokens do not guard the dashboard's pages: listening on {server.host} needs "
-            "MEDLOOP_AUTH=proxy, behind a proxy that signs people in."
+            "MEDLOOP_AUTH=proxy, behind a proxy that signs people in, or MEDLOOP_PERSON, in a container whose port "
+            "only one person's machine reaches."
         )
-    check_exposure(auth, server.host)
+    else:
+        check_exposure(auth, server.host)
     port = server.port or DEFAULT_PORTS["dashboard"]
     options: dict[str, str] = {
         "server.address": server.host,
@@ -77,7 +88,7 @@ def check_port(server: ServerSettings) -> None:
 def main() -> None:
     try:
         server = read_settings(ServerSettings)
-        arguments = command(server, read_settings(AuthSettings))
+        arguments = command(server, read_settings(AuthSettings), read_settings(DashboardSettings).person)
         check_port(server)
     except MedLoopError as error:
         sys.stderr.write(f"{error.detail}\n")

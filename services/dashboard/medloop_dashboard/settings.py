@@ -1,5 +1,6 @@
-"""Where the dashboard finds its neighbours: `MEDLOOP_INFERENCE_URL` and so on, and `MEDLOOP_MODEL`."""
+"""Where the dashboard finds its neighbours: `MEDLOOP_INFERENCE_URL` and so on, `MEDLOOP_MODEL`, and whom it is for."""
 
+from medloop.schemas import Person
 from medloop.settings import DEFAULT_PORTS
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,7 +11,11 @@ def _loopback(service: str) -> str:
 
 
 class DashboardSettings(BaseSettings):
-    """Addresses of the services; `model` is the registered model that pages open with."""
+    """Addresses of the services; `model` is the registered model that pages open with.
+
+    `person` is who sits at this machine, where the dashboard runs in a container whose port the machine's loopback
+    alone reaches: everything is done in that name, and no proxy's word is taken for another.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
 
@@ -18,3 +23,4 @@ class DashboardSettings(BaseSettings):
     evaluator_url: str = Field(default=_loopback("evaluator"))
     explainer_url: str = Field(default=_loopback("explainer"))
     model: str | None = None
+    person: Person | None = None
