@@ -32,7 +32,7 @@ from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
 from medloop_inference.corrections import Corrections, Submission, correction_id
-from medloop_inference.records import store_image
+from medloop_inference.delivery import store_image
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid

@@ -21,7 +21,8 @@ from medloop.storage.records import RecordStore, open_records, scan
 from medloop.vision.decode import decode
 from medloop.vision.encode import encode_png
 from medloop.vision.golden import awkward_images
-from medloop_inference.records import Entry, Recorder
+from medloop_inference.delivery import Entry
+from medloop_inference.records import Recorder
 from medloop_inference.spool import Spool
 
 REF = ModelRef(name="tiny", version="1", run_id="r", dataset_id="d", bundle_digest="b")
@@ -205,7 +206,8 @@ import sys
 from pathlib import Path
 from medloop.storage.objects import open_objects
 from medloop.storage.records import open_records
-from medloop_inference.records import Entry, Recorder
+from medloop_inference.delivery import Entry
+from medloop_inference.records import Recorder
 from medloop_inference.spool import Spool
 
 home = Path(sys.argv[1])

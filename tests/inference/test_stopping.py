@@ -19,7 +19,7 @@ from medloop.settings import StorageSettings, TrackingSettings
 from medloop.testing import asgi_client, free_port
 from medloop_inference.answer import Answer, Options
 from medloop_inference.champion import Watcher
-from medloop_inference.records import Entry
+from medloop_inference.delivery import Entry
 from medloop_inference.service import PART_SECONDS, RECORDING_SECONDS, Service
 from medloop_inference.settings import ServingSettings, Settings
 from medloop_inference.stream import PATIENCE_S

@@ -16,7 +16,7 @@ from medloop.vision.dicom import is_dicom
 from medloop.vision.dicom_reader import DicomReader
 from medloop.vision.encode import encode_png_canonical, strip_metadata
 
-from medloop_inference.records import image_key, store_image
+from medloop_inference.delivery import image_key, store_image
 
 KIND = "corrections"
 _EARLIER = 100  # corrections of one prediction that are looked through for its image

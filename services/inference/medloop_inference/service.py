@@ -24,10 +24,12 @@ from medloop_inference.background import Neighbours, Periodic
 from medloop_inference.batcher import Settled
 from medloop_inference.champion import Watcher
 from medloop_inference.corrections import Corrections
+from medloop_inference.delivery import Entry
+from medloop_inference.handover import Collector, Handover
 from medloop_inference.loading import Wanted
 from medloop_inference.metrics import Metrics, Read, ServingState
 from medloop_inference.predict import Predictor
-from medloop_inference.records import Entry, Recorder
+from medloop_inference.records import Recorder
 from medloop_inference.settings import Settings
 from medloop_inference.shadow import Shadow
 from medloop_inference.spool import Spool
@@ -47,6 +49,8 @@ PART_SECONDS = 2.0
 """How long one of the other parts is waited for: it may hang on a neighbour, and loses little."""
 NEIGHBOUR_SECONDS = 10.0
 """Between two looks at whether objects and records answer."""
+COLLECT_SECONDS = 60.0
+"""Between two looks for what ended replicas left in objects: nobody waits for it, and each look is paid for."""
 
 
 class Service:
@@ -72,7 +76,12 @@ class Service:
         self.metrics = Metrics(metrics)
         spool_dir = recording.spool_dir or settings.home.home / "inference" / model / "spool"
         self.spool = Spool(spool_dir, recording.spool_max_bytes)
-        self.recorder = Recorder(self.records, self.objects, self.spool)
+        # A folder lies on a machine's disk, as the spool does, and outlives the process as long.
+        apart = settings.storage.objects_url.startswith("s3://")
+        self.recorder = Recorder(
+            self.records, self.objects, self.spool, handover=Handover(self.objects) if apart else None
+        )
+        self.collector = Collector(self.records, self.objects, stopping=lambda: readiness.draining)
         self.dicom = DicomReader()
         cpus = available_cpus()
         predictor = TracedPredictor if tracing.wanted() else Predictor
@@ -100,6 +109,8 @@ class Service:
             Periodic("champion watcher", self.watcher.poll_once, settings.serving.poll_seconds),
             Periodic("neighbours", self.neighbours.check_once, NEIGHBOUR_SECONDS),
         ]
+        if apart:
+            self._background.append(Periodic("collector", self.collector.collect_once, COLLECT_SECONDS))
 
     def start(self) -> None:
         self.recorder.start()
@@ -156,6 +167,7 @@ class Service:
 
     def _gauges(self) -> list[Read]:
         admission, recorder, spool = self.predictor.admission, self.recorder, self.spool
+        collector = self.collector
         return [
             ("medloop_batch_limit_images", "Images of the largest batch now", lambda: self.predictor.pace_limit),
             ("medloop_queue_images", "Images that wait or are answered now", lambda: admission.images),
@@ -166,17 +178,23 @@ class Service:
             ),
             ("medloop_records_waiting", "Predictions on their way to the records", lambda: recorder.waiting),
             ("medloop_spool_bytes", "Bytes of predictions on this disk", lambda: spool.size),
+            ("medloop_spool_objects", "Objects that ended replicas left, at the last look", lambda: collector.waiting),
             ("medloop_tracking_age_seconds", "Since MLflow last answered", lambda: self.watcher.tracking_age),
         ]
 
     def _counters(self) -> list[Read]:
-        recorder, spool = self.recorder, self.spool
+        recorder, spool, collector = self.recorder, self.spool, self.collector
         counters: list[Read] = [
             ("medloop_records_dropped", "Predictions that were never recorded", lambda: recorder.dropped),
-            ("medloop_records_refused", "Predictions that records do not take", lambda: recorder.refused),
+            (
+                "medloop_records_refused",
+                "Predictions that records do not take",
+                lambda: recorder.refused + collector.refused,
+            ),
             ("medloop_spool_torn", "Predictions that a kill cut off in the spool", lambda: spool.torn),
-            ("medloop_spool_damaged", "Segments of the spool that cannot be read", lambda: spool.damaged),
+            ("medloop_spool_damaged", "Segments that cannot be read", lambda: spool.damaged + collector.damaged),
             ("medloop_spool_removed", "Damaged segments that gave way to newer ones", lambda: spool.removed),
+            ("medloop_spool_collected", "Predictions recorded for ended replicas", lambda: collector.recorded),
         ]
         if (shadow := self.shadow) is not None:
             counters += [
