@@ -1,6 +1,6 @@
-"""What the trainer reaches on public sets, what its input, its tracking and its memory cost.
+"""What the trainer reaches on public sets, what its input, its tracking and its memory cost, and a second process.
 
-    python -m benchmarks.training [--only scores,cutmix,ece,input,tracking,memory] [--set NAME,…] [--seed 0,1,2]
+    python -m benchmarks.training [--only scores,cutmix,ece,input,tracking,memory,ddp] [--set NAME,…] [--seed 0,1,2]
                                   [--data FOLDER] [--final] [--preset standard] [--minutes 9] [--work FOLDER]
                                   [--repeats 5] [--steps 30] [--images 1000000] [--json FILE]
 
@@ -26,7 +26,7 @@ from benchmarks.training.bench import Asked, Bench, say
 from benchmarks.training.scores import Figures
 from benchmarks.training.sets import SETS
 
-PARTS = ("scores", "cutmix", "ece", "input", "tracking", "memory")
+PARTS = ("scores", "cutmix", "ece", "input", "tracking", "memory", "ddp")
 
 Part = Callable[[Bench, Asked], Figures]
 
@@ -63,7 +63,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--minutes", type=float, help="the trainer's budget for one training")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep data sets, runs and MLflow there")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the comparisons of speed")
-    parser.add_argument("--steps", type=int, default=30, help="of an epoch that is compared with bare steps")
+    parser.add_argument("--steps", type=int, default=30, help="of an epoch whose speed is compared")
     parser.add_argument("--images", type=int, default=1_000_000, help="that memory is simulated with")
     return parser
 

@@ -45,6 +45,9 @@ TARGETS = {
     "tracking_share_small": _most(0.01),
     "memory_ratio": _most(1.3),
     "memory_million_ratio": _most(1.1),  # flat, give or take what the kernel rounds
+    "ddp2_over_single": _least(0.9),
+    "ddp_train_loss_over_seeds": _most(1),  # within what another seed changes
+    "ddp_val_loss_over_seeds": _most(1),
 }
 """Of the test split: where the figures are those of `val`, none is held against them."""
 
