@@ -18,6 +18,8 @@ DATA ?=
 NAME ?=
 PORTS ?= fixed
 ARGS ?=
+# Where the Compose stack's secrets lie.
+ENV ?= .env
 # TORCH=cpu takes torch's CPU builds from their own index: pinned, without hashes.
 TORCH ?=
 
@@ -57,6 +59,19 @@ bench-peers: $(PEERS:%=.venv-%/installed) ## Install the other servers, and comp
 
 bench-training: $(VENV)/everything ## Scores on public sets, cost of input, tracking and memory.
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+up: ## Start the Compose stack; makes .env with random secrets where there is none.
+	@sh infra/compose/env.sh "$(ENV)"
+	docker compose --env-file "$(ENV)" up --detach --wait --build
+
+down: ## Stop the Compose stack; its volumes stay.
+	docker compose --env-file "$(ENV)" down
+
+logs: ## Follow the Compose stack's logs (ARGS=inference for one service).
+	docker compose --env-file "$(ENV)" logs --follow --tail 100 $(ARGS)
+
+compose-test: $(VENV)/everything ## Drive the Compose stack through the loop, kills and restarts (ARGS=--lab for stand-ins).
+	$(BIN)/python -m tests.deploy.compose $(ARGS)
 
 clean: ## Remove .venv, the tools' and peers' environments and what tools left behind; .medloop stays.
 	rm -rf $(VENV) $(VENV)-checkov $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -109,4 +124,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check test format lock bench bench-serving bench-peers bench-training clean
+.PHONY: help demo install check test format lock bench bench-serving bench-peers bench-training up down logs compose-test clean
