@@ -80,6 +80,9 @@ bench-peers: $(PEERS:%=.venv-%/installed) ## Install the other servers, and comp
 bench-training: $(VENV)/everything ## Scores on public sets, cost of input, tracking and memory.
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
+bench-scaling: $(VENV)/everything ## Pods, nodes and cost of a rate of predictions, and bursts, simulated.
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
 up: ## Start the Compose stack; makes .env with random secrets where there is none.
 	@sh infra/compose/env.sh "$(ENV)"
 	docker compose --env-file "$(ENV)" up --detach --wait --build
@@ -141,4 +144,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check lint-workflows test alone format lock bench bench-serving bench-peers bench-training up down logs compose-test clean
+.PHONY: help demo install check lint-workflows test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
