@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # ships no types
 from medloop.cli.setup import TRUSTED
 from medloop.settings import DEFAULT_PORTS, PLACEHOLDER
 
