@@ -45,10 +45,14 @@ check: $(VENV)/everything ## Formatting, lint, types, import rules, locks.
 	$(BIN)/lint-imports
 	$(BIN)/python requirements/lock.py --check
 	$(MAKE) lint-workflows
+	$(MAKE) lint-aws
 
 lint-workflows: $(VENV)/everything $(VENV)-actionlint/installed ## Look over .github with zizmor and actionlint.
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection .github
 	node $(WORKFLOW_LINT)/lint.mjs $(VENV)-actionlint .github/workflows/*.yml
+
+lint-aws: $(VENV)/everything ## Look over infra/aws with cfn-lint.
+	$(BIN)/cfn-lint infra/aws/*.yaml
 
 test: $(VENV)/everything $(VENV)/browser ## The whole test suite.
 	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest $(ARGS)
@@ -144,4 +148,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check lint-workflows test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
+.PHONY: help demo install check lint-workflows lint-aws test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
