@@ -10,6 +10,7 @@ SERVICES := trainer evaluator explainer inference dashboard
 LOCKS := requirements/torch.txt $(SERVICES:%=requirements/%.txt) requirements/mlflow.txt
 PEERS := peers peers-mlserver
 LOCAL := shared $(SERVICES:%=services/%)
+IMAGES := services/inference infra/mlflow services/evaluator services/dashboard services/explainer services/trainer
 UV := $(BIN)/python -m uv
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 WORKFLOW_LINT := .github/actionlint
@@ -25,6 +26,8 @@ ENV ?= .env
 TORCH ?=
 TORCH_PINS = $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements/torch.txt)
 TORCH_INTO = $(UV) pip install --quiet --no-deps --python $(1) $(if $(TORCH),--torch-backend $(TORCH) $(TORCH_PINS),--require-hashes -r requirements/torch.txt)
+# What images are tagged with.
+TAG ?= dev
 # COVERAGE=1 has `make test` measure it, for .venv/bin/coverage report.
 COVERAGE ?=
 # The service that `make alone` installs.
@@ -46,10 +49,20 @@ check: $(VENV)/everything ## Formatting, lint, types, import rules, locks.
 	$(BIN)/python requirements/lock.py --check
 	$(MAKE) lint-workflows
 	$(MAKE) lint-aws
+	$(MAKE) lint-images
 
 lint-workflows: $(VENV)/everything $(VENV)-actionlint/installed ## Look over .github with zizmor and actionlint.
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection .github
 	node $(WORKFLOW_LINT)/lint.mjs $(VENV)-actionlint .github/workflows/*.yml
+
+lint-images: $(VENV)/everything ## Look over the Dockerfiles with hadolint.
+	$(BIN)/hadolint $(IMAGES:%=%/Dockerfile)
+
+images: $(addprefix image-,$(notdir $(IMAGES))) ## Build the six images (TAG=dev; TORCH=cuda for GPUs; ARGS for docker build).
+
+image-%:
+	docker build --file $(filter %/$*,$(IMAGES))/Dockerfile --tag medloop-$*:$(TAG) $(if $(TORCH),--build-arg TORCH=$(TORCH)) \
+	  --build-arg VERSION=$(TAG) --build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .
 
 lint-aws: $(VENV)/everything ## Look over infra/aws with cfn-lint.
 	$(BIN)/cfn-lint infra/aws/*.yaml
@@ -148,4 +161,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check lint-workflows lint-aws test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
+.PHONY: help demo install check lint-workflows lint-aws lint-images images test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
