@@ -1,8 +1,9 @@
 """Write the locks, or with `--check` say which of them are stale.
 
-One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree, and so is
-`medloop.txt`, the library's own with what images have of its extras: the layer that all of them share. torch,
+One resolve (`dev.txt`) covers everything; each service's lock is cut from it, so that versions agree. torch,
 torchvision and the CUDA packages they pull stand in `torch.txt` alone, so that another index can be chosen for them.
+Images share layers, each with a lock of its own: `medloop.txt` is the library with what images have of its extras, and
+`engine.txt` what runs networks, without which the dashboard is locked and installed, since it runs none.
 The peers of the benchmarks are resolved apart, since they run in environments of their own, beside the same torch, and
 so is checkov, whose dependencies would hold ours back.
 The locks carry hashes and no addresses.
@@ -19,6 +20,7 @@ ROOT = HERE.parent
 SERVICES = ("trainer", "evaluator", "explainer", "inference", "dashboard")
 PEERS = ("peers", "peers-mlserver")
 LOCAL = ("medloop", *(f"medloop-{service}" for service in SERVICES))
+ENGINE = ("onnxruntime", "flatbuffers")
 TORCH = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")
 
 
@@ -59,11 +61,13 @@ def write_locks(folder: Path) -> list[Path]:
         compile_lock(written[0], everything, "--all-extras", *pinned, *local, *without(torch))
         compile_lock(written[1], [shared], "--extra", "nets", *pinned, *local, *without(others))
         for service, output in zip(SERVICES, written[2:], strict=False):
-            compile_lock(output, [projects[service]], *pinned, *local, *without(torch))
+            left_out = [*torch, *ENGINE] if service == "dashboard" else torch
+            compile_lock(output, [projects[service]], *pinned, *local, *without(left_out))
         for tool, output in zip(("mlflow", "build"), written[-2:], strict=True):
             compile_lock(output, [HERE / f"{tool}.in"], *pinned)
-        written.append(folder / "medloop.txt")
-        compile_lock(written[-1], [shared], "--extra", "dicom", "--extra", "tracing", *pinned)
+        written += [folder / "medloop.txt", folder / "engine.txt"]
+        compile_lock(written[-2], [shared], "--extra", "dicom", "--extra", "tracing", *pinned, *without(list(ENGINE)))
+        compile_lock(written[-1], [shared], *pinned, *without(sorted({*torch, *others} - {*ENGINE})))
     uv = folder / "uv.txt"
     with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
         source.write("uv\n")
