@@ -13,8 +13,8 @@ from medloop.http import Readiness, create_app
 from medloop.settings import ServerSettings
 from medloop.storage.objects import ObjectStore
 from medloop.testing import live_server
-from medloop_dashboard.connections import USER_HEADER
 from medloop_dashboard.screens import elements
+from medloop_dashboard.settings import DashboardSettings
 from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
@@ -64,7 +64,7 @@ def page(fakes: Fakes) -> Iterator[Callable[[str], AppTest]]:
 def signed_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a person whom a proxy signed in; what a browser sends cannot be given to pages in tests."""
     monkeypatch.setenv("MEDLOOP_AUTH", "proxy")
-    monkeypatch.setattr(ContextProxy, "headers", {USER_HEADER: "Ann Example"})
+    monkeypatch.setattr(ContextProxy, "headers", {DashboardSettings().user_header: "Ann Example"})
     return "Ann Example"
 
 

@@ -21,9 +21,6 @@ EXPLAIN_SECONDS = 120.0
 DICOM_SECONDS = 10.0
 """How long a page waits while other sessions' DICOM files are being decoded."""
 
-USER_HEADER = "X-Forwarded-User"
-"""Where authenticating proxies put the name of whom they signed in."""
-
 Value = TypeVar("Value")
 
 
@@ -63,12 +60,13 @@ class Connections:
 
 def person() -> str | None:
     """Who looks at the page, as far as anybody can know; None where services see the dashboard itself."""
-    return DashboardSettings().person or signed_in(AuthSettings(), st.context.headers)
+    settings = DashboardSettings()
+    return settings.person or signed_in(AuthSettings(), settings.user_header, st.context.headers)
 
 
-def signed_in(auth: AuthSettings, headers: Mapping[str, str]) -> str | None:
-    """Whom the proxy in front has signed in. Without one, the header is what anybody may have written."""
-    return headers.get(USER_HEADER) if auth.proxy else None
+def signed_in(auth: AuthSettings, header: str, headers: Mapping[str, str]) -> str | None:
+    """Whom the proxy in front has signed in, as `header` says. Without one, anybody may have written that."""
+    return headers.get(header) if auth.proxy else None
 
 
 def outcome(call: Callable[[], Value]) -> Value | MedLoopError:

@@ -14,7 +14,8 @@ class DashboardSettings(BaseSettings):
     """Addresses of the services; `model` is the registered model that pages open with.
 
     `person` is who sits at this machine, where the dashboard runs in a container whose port the machine's loopback
-    alone reaches: everything is done in that name, and no proxy's word is taken for another.
+    alone reaches: everything is done in that name, and no proxy's word is taken for another. `user_header` is where the
+    proxy in front puts the name of whom it signed in.
     """
 
     model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
@@ -24,3 +25,4 @@ class DashboardSettings(BaseSettings):
     explainer_url: str = Field(default=_loopback("explainer"))
     model: str | None = None
     person: Person | None = None
+    user_header: str = Field(default="X-Forwarded-User", pattern=r"^[A-Za-z0-9-]+$")
