@@ -16,6 +16,8 @@ _PANELS = {
     "share of time waiting for input": ("input_wait_share",),
 }
 _LABELS = {"train_loss": "train (mixed, smoothed targets)", "val_loss": "val"}
+_FROM_ZERO = {"images/s", "share of time waiting for input"}
+"""Panels whose ups and downs would look large if the axis began at the least value."""
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.0, 3.5  # inches, of one panel
 
@@ -33,6 +35,7 @@ def epoch_metrics(epoch: "Epoch") -> dict[str, float]:
 def curves_png(epochs: "Sequence[Epoch]") -> bytes:
     """Loss, validation scores, learning rate and speed by epoch: a panel for each that there are numbers of."""
     from matplotlib.figure import Figure  # without pyplot, which keeps global state and looks for a display
+    from matplotlib.ticker import MaxNLocator
 
     points = [(epoch.number, epoch_metrics(epoch)) for epoch in epochs]
     known = {name for _, metrics in points for name in metrics}
@@ -45,6 +48,9 @@ def curves_png(epochs: "Sequence[Epoch]") -> bytes:
             line = [(number, metrics[name]) for number, metrics in points if name in metrics]
             panel.plot(*zip(*line, strict=True), marker=".", label=_LABELS.get(name, name.removeprefix("val_")))
         panel.set(title=title, xlabel="epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title in _FROM_ZERO:
+            panel.set_ylim(bottom=0)
         if len(names) > 1:
             panel.legend()
     buffer = io.BytesIO()
