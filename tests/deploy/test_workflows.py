@@ -333,6 +333,30 @@ def test_a_first_deployment_has_nothing_to_go_back_to(cluster: Host, live: str) 
     assert not [call for call in cluster.calls if "apply -f" in call]
 
 
+def test_a_service_that_is_not_ready_fails_the_smoke_test(cluster: Host) -> None:
+    cluster.stands_in("kubectl")
+    cluster.stands_in("curl", "echo ready")
+    passed = cluster.run("smoke-cluster")
+    assert passed.returncode == 0
+    assert passed.stdout.count(": ready") == len(IMAGES - {"trainer"})
+    cluster.stands_in("curl", "[[ $* != *:8080/readyz ]] || { echo no champion; exit 22; }; echo ready")
+    failed = cluster.run("smoke-cluster")
+    assert failed.returncode != 0
+    assert failed.stdout.endswith("- inference: no champion\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("running healthy", 0), ("running unhealthy", 1), ("exited starting", 1)]
+)
+def test_an_image_is_tried_locked_up_and_taken_away(host: Host, state: str, status: int) -> None:
+    host.stands_in("docker", f"[ $1 != inspect ] || echo '{state}'")
+    assert host.run("smoke", "inference", "medloop-inference:test").returncode == status
+    started = next(call for call in host.calls if call.startswith("docker run"))
+    for lock in ("--read-only", "--cap-drop ALL", "no-new-privileges"):
+        assert lock in started
+    assert host.calls[-1].startswith("docker rm --force --volumes smoke-inference")
+
+
 def test_the_server_is_known_before_it_is_spoken_to(host: Host) -> None:
     known = {"KEY": "key", "KNOWN_HOSTS": "dev.test ssh-ed25519 AAAA", "HOST": "dev.test", "USER_NAME": "deploy"}
     for name in known:
