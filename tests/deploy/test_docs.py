@@ -1,0 +1,127 @@
+"""What docs/deploying.md tells people to type: its paths, make targets, stacks' parameters and outputs, secrets and
+settings are those of the tree."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # ships no types
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "deploying.md").read_text()
+COMMANDS = PAGE.replace("\\\n", " ")
+SETTING = r"\b(?:MEDLOOP|MLFLOW|POSTGRES|MONGO|S3|DASHBOARD|PUBLISH|INFERENCE|TRAINER|DEV|ECR|EKS|DEPLOY)_[A-Z0-9_]+\b"
+FOLDERS = r"(?<![\w/.-])((?:\.github|benchmarks|docs|infra|k8s|services|tests)/[\w.*/-]*\w/?)"
+
+
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
+    """CloudFormation's short forms, read as text."""
+
+
+Loader.add_multi_constructor("!", lambda loader, suffix, node: suffix)
+
+
+@cache
+def load(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.load((ROOT / path).read_text(), Loader)
+    return found
+
+
+def stacks() -> Iterator[tuple[str, str, set[str]]]:
+    """Each deployed stack's name, its template and the parameters it is given."""
+    for found in re.finditer(r"cloudformation deploy --stack-name (\S+) --template-file (\S+)(.*)", COMMANDS):
+        yield found[1], found[2], set(re.findall(r"\b([A-Z]\w+)=", found[3].partition("--parameter-overrides")[2]))
+
+
+def test_every_path_exists() -> None:
+    made = set(re.findall(r"mkdir -p (\S+)", PAGE))
+    named = {path for path in re.findall(FOLDERS, PAGE) if not path.startswith(tuple(made))}
+    assert len(named) > 15
+    assert [path for path in sorted(named) if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_every_link_leads_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)", PAGE, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
+        path, _, heading = target.partition("#")
+        if not path:
+            assert heading in headings, target
+        elif not path.startswith("https://"):
+            assert (ROOT / "docs" / path).exists(), target
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9%-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"(?:`|^|&& |: )make ([a-z0-9-]+)", PAGE, re.M))
+    assert named
+    assert {"image-%" if name.startswith("image-") else name for name in named} <= targets
+
+
+def test_every_setting_is_known() -> None:
+    """To the stack, to a service, to the manifests, or to the workflows that deploy."""
+    files = [ROOT / ".env.example", ROOT / "docker-compose.yml"]
+    files += [*(ROOT / ".github").rglob("*"), *(ROOT / "infra").rglob("*"), *(ROOT / "k8s").rglob("*.yaml")]
+    known = "\n".join(file.read_text() for file in files if file.is_file())
+    theirs = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}  # which MLflow's own client reads
+    assert [name for name in sorted(set(re.findall(SETTING, PAGE)) - theirs) if name not in known] == []
+
+
+def test_stacks_get_the_parameters_that_they_have_and_need() -> None:
+    deployed = {template: given for _, template, given in stacks()}
+    assert set(deployed) == {f"infra/aws/{path.name}" for path in (ROOT / "infra" / "aws").glob("*.yaml")}
+    for template, given in deployed.items():
+        parameters = load(template)["Parameters"]
+        needed = {name for name, parameter in parameters.items() if "Default" not in parameter}
+        assert needed <= given <= set(parameters), template
+
+
+def test_only_outputs_that_a_stack_has_are_asked_for() -> None:
+    templates = {name: template for name, template, _ in stacks()}
+    asked = re.findall(r"\$\(output (\S+) (\w+)\)", COMMANDS)
+    assert asked
+    for stack, output in asked:
+        assert output in load(templates[stack])["Outputs"], (stack, output)
+
+
+def test_every_secret_that_the_cluster_fetches_is_made() -> None:
+    fetched = set(
+        re.findall(r"key: medloop/([a-z-]+)", (ROOT / "k8s" / "overlays" / "eks" / "secrets.yaml").read_text())
+    )
+    kept = set(re.findall(r"^keep ([a-z-]+) ", PAGE, re.M))
+    by_stack = {"mlflow-database"}
+    assert kept | by_stack == fetched
+    assert "Name: !Sub ${Name}/mlflow-database" in (ROOT / "infra" / "aws" / "database.yaml").read_text()
+
+
+def test_components_and_workloads_are_those_of_the_manifests() -> None:
+    component_rows = PAGE[PAGE.index("| component | what |") : PAGE.index("### 7. Images")]
+    told = {
+        name for row in re.findall(r"^\| (`.*?) \|", component_rows, re.M) for name in re.findall(r"`([\w-]+)`", row)
+    }
+    assert told == {path.parent.name for path in (ROOT / "k8s" / "components").glob("*/kustomization.yaml")}
+    for name in re.findall(r"\bdeployment/([a-z]+)", PAGE):
+        assert (ROOT / "k8s" / "base" / name / "deployment.yaml").exists(), name
+
+
+@pytest.mark.parametrize("verb", ["run --rm", "exec -T"])
+def test_compose_knows_the_services(verb: str) -> None:
+    services = load("docker-compose.yml")["services"]
+    named = re.findall(rf"docker compose {verb} ([a-z]+)", PAGE)
+    assert named
+    assert set(named) <= set(services)
+
+
+def test_the_volumes_to_back_up_are_the_stacks() -> None:
+    saved, restored = (set(listed.split()) for listed in re.findall(r"for volume in ([^;]+);", PAGE))
+    assert saved == restored <= set(load("docker-compose.yml")["volumes"])
+
+
+def test_every_command_of_ours_exists() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "shared" / "medloop" / "cli").glob("*.py"))
+    for command in set(re.findall(r"(?:bin/medloop|`medloop|--rm cli) ([a-z]+)", PAGE)):
+        assert re.search(rf"\b(?:def {command}\b|name=\"{command}\"|\"{command}\")", sources), command
