@@ -292,7 +292,13 @@ def test_an_environment_is_trimmed_of_what_never_runs(tmp_path: Path) -> None:
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
         (packages / name).touch()
 
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    trim = [ROOT / "requirements" / "trim.sh", tmp_path]
     for _ in range(2):  # layer upon layer
-        subprocess.run([ROOT / "requirements" / "trim.sh", tmp_path], check=True, timeout=30)
+        subprocess.run([*trim, "json", "http.client"], check=True, timeout=30)
 
     assert {str(path.relative_to(packages)) for path in packages.rglob("*") if path.is_file()} == set(kept)
+    missed = subprocess.run([*trim, "json", "no_such_module"], capture_output=True, timeout=30, check=False)
+    assert missed.returncode != 0
+    assert b"no_such_module" in missed.stderr
