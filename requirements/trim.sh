@@ -12,9 +12,10 @@ find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.px
 if [ -d botocore/data ]; then
   find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -r {} +
 fi
-# Arrow's RPC, headers, and the names that linkers use for libraries; DICOM's structured reports; maps for Jupyter.
+# Arrow's RPC, headers, and the names that linkers use for libraries; DICOM's structured reports; maps for
+# Jupyter; AVIF, which is no format of ours (docs/input.md).
 rm -rf pyarrow/include pyarrow/src pyarrow/*flight* pyarrow/libarrow_python*.so pyarrow/*.so.*.*.*
-rm -rf pydicom/sr pydicom/data/test_files pydeck/nbextension numpy/f2py
+rm -rf pydicom/sr pydicom/data/test_files pydeck/nbextension PIL/_avif*.so pillow.libs/libavif*
 home=$(mktemp -d) # what libraries write there is not for the image
 for module in "$@"; do
   HOME=$home "$environment"/bin/python -B -c "import $module"
