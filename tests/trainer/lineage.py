@@ -1,5 +1,6 @@
 """A model with a champion, and data set versions to go on with."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,14 +51,30 @@ class Lineage:
         return made
 
 
+@dataclass(frozen=True)
+class Founded:
+    """What every lineage begins as: the stores in `folder`, trained once, which is what takes time."""
+
+    folder: Path
+    first: Manifest
+    second: Manifest
+    trained: TrainingResult
+
+
 @contextmanager
-def founded(template: Path, folder: Path) -> Iterator[Lineage]:
-    """Train a champion in `folder`, which is `MEDLOOP_HOME` and the working directory meanwhile."""
+def working_in(folder: Path) -> Iterator[str]:
+    """`folder` is `MEDLOOP_HOME` and the working directory; the URI of MLflow's database there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where MLflow puts artifacts
         patch.setenv("MEDLOOP_HOME", str(folder))
-        (folder / "mlflow.sqlite").write_bytes(template.read_bytes())
         patch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{folder / 'mlflow.sqlite'}")
+        yield uri
+
+
+def found(template: Path, folder: Path) -> Founded:
+    """Train a champion in `folder`; `template` is an empty database."""
+    (folder / "mlflow.sqlite").write_bytes(template.read_bytes())
+    with working_in(folder) as uri:
         objects, registry = open_objects((folder / "objects").as_uri()), Registry(uri)
         first = build_dataset(phantom_source(per_class=8, size=28, seed=0), objects).manifest
         more = build_dataset(phantom_source(per_class=10, size=28, seed=0), objects).manifest
@@ -68,5 +85,14 @@ def founded(template: Path, folder: Path) -> Iterator[Lineage]:
         trained = train(TrainerSettings(), first.id, "phantoms", Options.checked(**OPTIONS), HiddenBars())
         registry.set_alias("phantoms", CHAMPION, trained.version)
         registry.delete_alias("phantoms", CHALLENGER)
-        champion = registry.version("phantoms", trained.version)
-        yield Lineage(folder, objects, registry, first, second, trained, champion)
+        return Founded(folder, first, second, trained)
+
+
+@contextmanager
+def lineage_in(folder: Path, founded: Founded) -> Iterator[Lineage]:
+    """A copy in `folder`. Artifacts stay where the database says they are; nobody changes those of another run."""
+    shutil.copytree(founded.folder, folder, ignore=shutil.ignore_patterns("mlruns"), dirs_exist_ok=True)
+    with working_in(folder) as uri:
+        objects, registry = open_objects((folder / "objects").as_uri()), Registry(uri)
+        champion = registry.version("phantoms", founded.trained.version)
+        yield Lineage(folder, objects, registry, founded.first, founded.second, founded.trained, champion)

@@ -1,7 +1,7 @@
 """A run whose training is done again."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,7 @@ from medloop_trainer.recipe import ParentVersion
 from medloop_trainer.reproduce import Reproduction, reproduce
 from typer.testing import CliRunner
 
-from .lineage import HiddenBars, Lineage, founded
-
-
-@pytest.fixture(scope="module")
-def lineage(tracking_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lineage]:
-    with founded(tracking_template, tmp_path_factory.mktemp("lineage")) as found:
-        yield found
+from .lineage import HiddenBars, Lineage
 
 
 def with_recipe(lineage: Lineage, tmp_path: Path, changes: Mapping[str, object]) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from medloop.errors import InvalidRequest, NotFound, Preempted
 from medloop.registry import CHALLENGER, TAG_OUTCOME, Registry
 from medloop.storage.objects import ObjectStore
 from medloop.vision.prepare import PreparationSpec
+from medloop_trainer import __main__ as command
 from medloop_trainer.dataset import gather
 from medloop_trainer.learn import Surroundings, begin
 from medloop_trainer.progress import Bars
@@ -27,20 +29,23 @@ from medloop_trainer.track import Run
 from medloop_trainer.train import LATEST, resume, train
 from rich.progress import Progress
 from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = {"epochs": 3, "batch_size": 8, "seed": 3}
 
-# The trainer as it is called, but for its bars: they send the process a signal once so many images were shown.
+# The trainer as it is called, but for its bars: they kill the process once so many images were shown.
 DRIVER = """
-import os, sys
+import os, signal, sys
 from medloop_trainer import __main__, progress
 
-number, images = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+images = int(sys.argv.pop(1))
 
 class Deadly(progress.Bars):
     def __call__(self, step, done, total):
         if step == "training" and done >= images:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 progress.Bars = Deadly
 __main__.main()
@@ -57,11 +62,31 @@ def dataset(objects: ObjectStore) -> Manifest:
     return build_dataset(phantom_source(per_class=8, size=28, seed=0), objects).manifest
 
 
-def interrupted(number: int, images: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """The trainer's process, which gets a signal after `images` images."""
-    command = [sys.executable, "-c", DRIVER, str(number), str(images), "train", "--model", "phantoms", *arguments]
-    environment = os.environ | {"MEDLOOP_CHECKPOINT_STEPS": "2"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """SIGTERM is handled as in the trainer's own process."""
+    handler = signal.signal(signal.SIGTERM, command.stop)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    command.stop.requested = False
+
+
+def told_to_stop(images: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    """`train`, in this process, which gets SIGTERM after `images` images."""
+
+    def tell(bars: Bars, step: str, done: int, total: int) -> None:
+        if step == "training" and done >= images:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bars, "__call__", tell)
+        return CliRunner().invoke(command.app, ["train", "--model", "phantoms", *arguments])
+
+
+def killed(images: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`train`, in a process of its own, which is killed after `images` images."""
+    words = [sys.executable, "-c", DRIVER, str(images), "train", "--model", "phantoms", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
 
 
 def uninterrupted(dataset: Manifest, registry: Registry, objects: ObjectStore, home: Path) -> dict[str, torch.Tensor]:
@@ -83,19 +108,26 @@ def only_run(registry: Registry) -> tuple[str, str, str | None]:
     return run.info.run_id, run.info.status, run.data.tags.get(TAG_OUTCOME)
 
 
+@pytest.mark.usefixtures("sigterm")
 def test_stopped_then_killed_then_resumed_it_ends_with_the_weights_of_an_uninterrupted_run(
-    dataset: Manifest, registry: Registry, objects: ObjectStore, home: Path, tmp_path: Path
+    dataset: Manifest,
+    registry: Registry,
+    objects: ObjectStore,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MEDLOOP_CHECKPOINT_STEPS", "2")
     shown = len(dataset.of("train"))  # in an epoch
     options = [part for name, value in RECIPE.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    done = interrupted(signal.SIGTERM, shown // 2, "--dataset-id", dataset.id, *options)
-    assert done.returncode == Preempted.exit_status == 75, done.stderr
+    stopped = told_to_stop(shown // 2, monkeypatch, "--dataset-id", dataset.id, *options)
+    assert stopped.exit_code == Preempted.exit_status == 75, stopped.output
     run_id, status, outcome = only_run(registry)
-    assert (status, outcome) == ("KILLED", done.stderr.splitlines()[-1])
-    assert f"go on with --resume {run_id}" in done.stderr
+    assert (status, outcome) == ("KILLED", stopped.stderr.splitlines()[-1])
+    assert f"go on with --resume {run_id}" in stopped.stderr
     assert registry.state("phantoms") is None, "nothing half done is registered"
 
-    done = interrupted(signal.SIGKILL, 2 * shown, "--resume", LATEST)
+    done = killed(2 * shown, "--resume", LATEST)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert only_run(registry)[1] == "RUNNING"
 
@@ -155,6 +187,6 @@ def test_what_was_computed_while_everything_was_away_is_registered_later(
 
 
 def test_options_cannot_be_changed_in_a_run_that_goes_on() -> None:
-    done = interrupted(signal.SIGCONT, 10**9, "--resume", "a" * 32, "--epochs", "9")
-    assert done.returncode == InvalidRequest.exit_status
+    done = CliRunner().invoke(command.app, ["train", "--model", "phantoms", "--resume", "a" * 32, "--epochs", "9"])
+    assert done.exit_code == InvalidRequest.exit_status
     assert "--epochs cannot be changed" in done.stderr

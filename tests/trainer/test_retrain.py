@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +26,7 @@ from medloop_trainer.sampler import Sampler
 from medloop_trainer.stop import Stop
 from medloop_trainer.train import resume
 
-from .lineage import OPTIONS, HiddenBars, Lineage, founded
-
-
-@pytest.fixture(scope="module")
-def lineage(tracking_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lineage]:
-    with founded(tracking_template, tmp_path_factory.mktemp("lineage")) as found:
-        yield found
+from .lineage import OPTIONS, HiddenBars, Lineage
 
 
 @pytest.fixture(scope="module")
