@@ -139,7 +139,9 @@ def _train(objects_url: str, dataset_id: str, model: str, home: str, steps: int)
     from medloop_trainer.learn import Surroundings, begin
     from medloop_trainer.recipe import Options
     from medloop_trainer.settings import LoopSettings
+    from medloop_trainer.train import import_torch
 
+    import_torch()
     imported = time.perf_counter()
     objects, options, watch = open_objects(objects_url), Options(), _Watch(steps)
     cache_dir = HomeSettings(home=Path(home)).cache_dir

@@ -188,14 +188,16 @@ def _latest(story: _Story, model: str) -> str:
 def _gather(story: _Story, dataset_id: str, model: str, choose: Callable[[Manifest], PreparationSpec]) -> Material:
     # Importing torch takes seconds, which the decoding of images fills.
     with ThreadPoolExecutor(1) as background, story.step("cache"):
-        torch_ready = background.submit(_import_torch)
+        torch_ready = background.submit(import_torch)
         cache_dir = story.settings.home.cache_dir
         material = gather(story.objects, dataset_id, model, choose, cache_dir, story.bars)
         torch_ready.result()
     return material
 
 
-def _import_torch() -> None:
+def import_torch() -> None:
+    """All that a training imports late, which takes longer than everything else before the first step of one that finds
+    its images decoded."""
     import torch
 
     import medloop_trainer.learn  # noqa: F401
