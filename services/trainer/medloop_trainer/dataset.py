@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from medloop.data.leaks import LeakReport, leaked_rows, load_leaks
-from medloop.data.manifest import Manifest, load_manifest
+from medloop.data.manifest import Manifest, lineage, load_manifest
 from medloop.data.parallel import ProgressFn
 from medloop.errors import InvalidDataset, NotFound
 from medloop.storage.objects import ObjectStore
@@ -118,7 +118,7 @@ def gather(
     Raises NotFound, InvalidDataset (also for a manifest that does not give its id any more), StorageUnavailable,
     StorageFull.
     """
-    manifest = load_manifest(objects, dataset_id, name=model)
+    manifest = _version(objects, dataset_id, model)
     rows = clean_rows(manifest)
     try:
         leaks = load_leaks(objects, dataset_id)
@@ -128,6 +128,18 @@ def gather(
     spec = choose_spec(manifest)
     prepared = open_prepared(manifest, spec, objects, cache_dir, settings or PixelSettings(), progress)
     return Material(manifest, spec, prepared, rows, leaks)
+
+
+def _version(objects: ObjectStore, dataset_id: str, model: str) -> Manifest:
+    try:
+        return load_manifest(objects, dataset_id, name=model)
+    except NotFound as exc:
+        if dataset_id in lineage(objects, model):
+            raise
+        raise NotFound(
+            f"Data set {model} has no version {dataset_id[:16]} in {objects.url}; build it with medloop dataset build, "
+            "or name the place that has it with MEDLOOP_OBJECTS_URL."
+        ) from exc
 
 
 def normalisation(cache: Prepared, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:

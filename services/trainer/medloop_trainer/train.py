@@ -187,7 +187,7 @@ def _latest(story: _Story, model: str) -> str:
 
 def _gather(story: _Story, dataset_id: str, model: str, choose: Callable[[Manifest], PreparationSpec]) -> Material:
     # Importing torch takes seconds, which the decoding of images fills.
-    with ThreadPoolExecutor(1) as background, story.step("cache"):
+    with ThreadPoolExecutor(1) as background, story.step("cache"), story.bars.waiting("opening"):
         torch_ready = background.submit(import_torch)
         cache_dir = story.settings.home.cache_dir
         material = gather(story.objects, dataset_id, model, choose, cache_dir, story.bars)
