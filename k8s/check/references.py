@@ -17,6 +17,7 @@ FOREIGN = {
     "MLFLOW_DISABLE_TELEMETRY": "MLflow's",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "MLflow's server",
     "PGDATA": "PostgreSQL's image",
+    "HOME": "MongoDB's shell",
     **dict.fromkeys(("EARLIER_PODS", "LAUNCHER", "LAUNCH"), "k8s/base/trainer/train.sh"),
     **dict.fromkeys(("PET_RDZV_ID",), "torchrun"),
 }
