@@ -34,7 +34,7 @@ COVERAGE ?=
 SERVICE ?=
 
 help: ## List these commands.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/services ## Run the whole loop on this machine and stay up (DATA=path for your own images).
 	@$(BIN)/medloop demo $(if $(DATA),--data "$(DATA)") $(if $(NAME),--name "$(NAME)") --ports $(PORTS) $(ARGS)
@@ -50,6 +50,7 @@ check: $(VENV)/everything ## Formatting, lint, types, import rules, locks.
 	$(MAKE) lint-workflows
 	$(MAKE) lint-aws
 	$(MAKE) lint-images
+	$(MAKE) k8s-check
 
 lint-workflows: $(VENV)/everything $(VENV)-actionlint/installed ## Look over .github with zizmor and actionlint.
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection .github
@@ -57,6 +58,12 @@ lint-workflows: $(VENV)/everything $(VENV)-actionlint/installed ## Look over .gi
 
 lint-images: $(VENV)/everything ## Look over the Dockerfiles with hadolint.
 	$(BIN)/hadolint $(IMAGES:%=%/Dockerfile)
+
+k8s-check: $(VENV)/everything $(VENV)-checkov/installed ## Render and look over the Kubernetes manifests; needs kubectl, and no cluster.
+	rm -rf $(VENV)-checkov/rendered
+	$(BIN)/python -m k8s.check --out $(VENV)-checkov/rendered
+	$(VENV)-checkov/bin/checkov --config-file k8s/checkov.yaml \
+	  --file $(VENV)-checkov/rendered/overlays-eks.yaml $(VENV)-checkov/rendered/all-components-on-dev.yaml
 
 images: $(addprefix image-,$(notdir $(IMAGES))) ## Build the six images (TAG=dev; TORCH=cuda for GPUs; ARGS for docker build).
 
@@ -161,4 +168,4 @@ $(VENV)/browser: $(VENV)/everything
 	else $(BIN)/python -m playwright install chromium; fi
 	@touch $@
 
-.PHONY: help demo install check lint-workflows lint-aws lint-images images test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
+.PHONY: help demo install check lint-workflows lint-aws lint-images k8s-check images test alone format lock bench bench-serving bench-peers bench-training bench-scaling up down logs compose-test clean
