@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from medloop.errors import StorageUnavailable
 from medloop.http import Readiness
+from medloop.schemas import new_id
 from medloop.settings import StorageSettings
 from medloop.storage.folder import FolderObjects
 from medloop.storage.objects import ObjectStore, open_objects
@@ -69,7 +70,8 @@ class Away:
     def put_many(self, kind: str, items: Sequence[Any]) -> int:
         raise StorageUnavailable("The records are away; try again.")
 
-    ping = close = lambda *_: (_ for _ in ()).throw(StorageUnavailable("The records are away; try again."))
+    def ping(self) -> None:
+        raise StorageUnavailable("The records do not answer; check that they run.")
 
 
 AWAY: Any = Away()
@@ -269,6 +271,31 @@ def test_two_replicas_that_collect_at_once_record_everything_once(
     assert [(each.damaged, each.refused) for each in collectors] == [(0, 0)] * 2
 
 
+class Overtaken(FolderObjects):
+    """Objects that another replica collects right after they were listed."""
+
+    another: Collector | None = None
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        found = [*super().list(prefix)]
+        if (another := self.another) is not None:
+            self.another = None
+            another.collect_once()
+        return iter(found)
+
+
+def test_what_another_replica_was_faster_with_is_no_problem(
+    records: RecordStore, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = Overtaken(tmp_path / "objects")
+    end_while_records_are_away(objects, root, entries(3))
+    late, objects.another = Collector(records, objects, never), Collector(records, objects, never)
+    caplog.clear()
+    late.collect_once()
+    assert (late.recorded, late.waiting, caplog.text) == (0, 0, "")
+    assert len(recorded(records)) == 3
+
+
 def test_a_replica_that_is_told_to_stop_leaves_the_rest_to_others(
     records: RecordStore, objects: ObjectStore, collector: Collector, root: Path
 ) -> None:
@@ -312,14 +339,14 @@ def test_while_records_are_away_nothing_is_lost_and_it_is_said_once(
 ) -> None:
     idle = Collector(AWAY, objects, never)
     idle.collect_once()
-    assert "away" not in caplog.text  # nothing is there, so nobody is asked
+    assert caplog.text == ""  # nothing is there, so nobody is asked
     end_while_records_are_away(objects, root, entries(3))
     caplog.clear()
     for _ in range(2):
         idle.collect_once()
     assert idle.waiting == 1
-    assert [each.message for each in caplog.records] == [
-        "what replicas left in objects: The records are away; try again."
+    assert [each.message for each in caplog.records] == [  # asked before anything was fetched for nothing
+        "what replicas left in objects: The records do not answer; check that they run."
     ]
     assert len(left(objects)) == 1
 
@@ -339,8 +366,9 @@ def bucket(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="medloop-spool")
-    return "s3://medloop-spool/some/prefix"
+    name = f"spool-{new_id()}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}/some/prefix"
 
 
 @pytest.fixture
@@ -349,39 +377,48 @@ def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-def test_one_service_on_s3_ends_without_records_and_the_next_one_records(
-    home: Path, without_mlflow: None, bucket: str, records: RecordStore
+def test_a_service_on_s3_hands_over_and_the_next_one_looks(
+    without_mlflow: None, bucket: str, records: RecordStore
 ) -> None:
     nowhere = f"mongodb://127.0.0.1:{free_port()}/medloop"
     ending = service_on(bucket, nowhere, CollectorRegistry())
     ending.recorder.record(entries())
     ending.recorder.stop(60)
     assert (ending.recorder.waiting, ending.spool.size) == (0, 0)
-    registry = CollectorRegistry()
-    following = service_on(bucket, f"sqlite:///{home / 'records.sqlite'}", registry)
+    registry, readiness = CollectorRegistry(), Readiness()
+    following = service_on(bucket, nowhere, registry, readiness)
     following.start()
     deadline = time.monotonic() + 30
-    while following.collector.recorded < COUNT and time.monotonic() < deadline:
+    while not following.collector.waiting and time.monotonic() < deadline:
         time.sleep(0.01)
+    readiness.drain()
+    readiness.stop_by = time.monotonic()  # what hangs in a neighbour is not waited for
     following.stop()
-    assert len(recorded(records)) == COUNT
-    assert left(open_objects(bucket)) == []
     text = generate_latest(registry).decode()
-    assert f"medloop_spool_collected_total {float(COUNT)}" in text
-    assert "medloop_spool_objects 0.0" in text
+    assert "medloop_spool_objects 1.0" in text
+    assert "medloop_spool_collected_total 0.0" in text
+    objects = open_objects(bucket)
+    Collector(records, objects, never).collect_once()
+    assert len(recorded(records)) == COUNT
+    assert left(objects) == []
 
 
-def service_on(objects_url: str, records_url: str, registry: CollectorRegistry) -> Service:
+def service_on(
+    objects_url: str, records_url: str, registry: CollectorRegistry, readiness: Readiness | None = None
+) -> Service:
     storage = StorageSettings(MEDLOOP_OBJECTS_URL=objects_url, MEDLOOP_RECORDS_URL=records_url)
     serving = ServingSettings(model=MODEL, poll_seconds=NEVER)
-    return Service(Settings(serving=serving, storage=storage), Readiness(), registry)
+    return Service(Settings(serving=serving, storage=storage), readiness or Readiness(), registry)
 
 
-def test_beside_a_folder_the_spool_keeps_what_waits(home: Path, without_mlflow: None) -> None:
-    nowhere = f"mongodb://127.0.0.1:{free_port()}/medloop"
-    objects = (home / "objects").as_uri()
-    ending = service_on(objects, nowhere, CollectorRegistry())
+@pytest.mark.parametrize("local", ["objects", "records"])
+def test_beside_a_store_of_this_machine_the_spool_keeps_what_waits(
+    home: Path, without_mlflow: None, bucket: str, local: str
+) -> None:
+    objects = (home / "objects").as_uri() if local == "objects" else bucket
+    records = f"sqlite:///{home}/x" if local == "records" else f"mongodb://127.0.0.1:{free_port()}/medloop"
+    ending = service_on(objects, records, CollectorRegistry())
     ending.recorder.record(entries(3))
     ending.recorder.stop(0)
     assert ending.recorder.waiting == 3
-    assert list(open_objects(objects).list()) == []
+    assert left(open_objects(objects)) == []

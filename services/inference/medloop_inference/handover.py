@@ -91,8 +91,8 @@ class Collector:
         self._problem = problem
 
     def _collect(self) -> None:
-        found = (_NAME.fullmatch(key) for key in islice(self._objects.list(PREFIX), _MOST))
-        names = [name for name in found if name is not None]
+        found = (_NAME.fullmatch(key) for key in self._objects.list(PREFIX))
+        names = list(islice((name for name in found if name is not None), _MOST))
         self.waiting = len(names)
         if not names:
             return

@@ -76,8 +76,10 @@ class Service:
         self.metrics = Metrics(metrics)
         spool_dir = recording.spool_dir or settings.home.home / "inference" / model / "spool"
         self.spool = Spool(spool_dir, recording.spool_max_bytes)
-        # A folder lies on a machine's disk, as the spool does, and outlives the process as long.
-        apart = settings.storage.objects_url.startswith("s3://")
+        # Only where replicas share both stores: a folder ends with this disk as the spool does, and what one replica
+        # collects into a file of its own would be missing to all others.
+        storage = settings.storage
+        apart = storage.objects_url.startswith("s3://") and not storage.records_url.startswith("sqlite:")
         self.recorder = Recorder(
             self.records, self.objects, self.spool, handover=Handover(self.objects) if apart else None
         )
