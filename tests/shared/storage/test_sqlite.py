@@ -139,3 +139,33 @@ def test_commits_wait_for_the_disk_and_reads_use_the_indexes(tmp_path: Path) -> 
     assert "USING INDEX predictions_by_model" in plan
     assert "TEMP B-TREE" not in plan  # the index gives the order too
     records.close()
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from medloop.storage.sqlite import SqliteRecords
+
+records = SqliteRecords(Path(sys.argv[1]))
+records.put_once("audit", sys.argv[2], {"actor": "elsewhere"})
+print(*sorted(record.id for record in records.find("audit").items))
+records.close()
+"""
+
+
+def test_what_two_stores_of_one_process_write_outlives_another_process_that_ends(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite"
+    first, second = SqliteRecords(path), SqliteRecords(path)
+    assert first.put_once("audit", "a", {"actor": "here"})
+    assert second.put_once("audit", "b", {"actor": "here"})
+
+    def elsewhere(record_id: str) -> list[str]:
+        command = [sys.executable, "-c", ELSEWHERE, str(path), record_id]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    assert elsewhere("c") == ["a", "b", "c"]
+    assert first.get("audit", "c") is not None
+    assert first.put_once("audit", "d", {"actor": "here"})
+    assert elsewhere("e") == ["a", "b", "c", "d", "e"]
+    first.close()
+    second.close()
