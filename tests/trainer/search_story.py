@@ -62,7 +62,7 @@ def interrupt(bars: Bars, step: str, text: str) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.usefixtures("ctrl_c", "one_thread")
 def test_a_search_that_is_stopped_goes_on_and_trains_with_what_was_best(
     dataset: Manifest, registry: Registry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
