@@ -11,10 +11,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+
+import numpy as np
+from medloop.vision.phantoms import CLASSES, phantom
+from numpy.typing import NDArray
 
 from benchmarks.serving.process import ROOT
 
@@ -75,8 +80,7 @@ def _environment(rank: int, processes: int) -> dict[str, str]:
 
 def curves(trainings: Trainings) -> list[Curve]:
     """What this process comes to, with the others if there are any."""
-    import numpy as np
-    from medloop.vision.phantoms import CLASSES, phantom
+    pixels, labels = _drawn(trainings)  # first: what cannot be drawn is told before torch is loaded
     from medloop_trainer.device import choose_device
     from medloop_trainer.images import Images
     from medloop_trainer.loop import fit
@@ -85,9 +89,8 @@ def curves(trainings: Trainings) -> list[Curve]:
     from benchmarks.training.bare import network
     from benchmarks.training.material import architecture, recipe
 
-    rows = np.arange(trainings.images + JUDGED)
-    pixels = np.stack([phantom(CLASSES[i % len(CLASSES)], i, 0, trainings.size) for i in rows.tolist()])
-    images = Images(pixels, rows % len(CLASSES), rows[:-JUDGED], rows[-JUDGED:])
+    rows = np.arange(len(labels))
+    images = Images(pixels, labels, rows[:-JUDGED], rows[-JUDGED:])
     device, ranks, found = choose_device(), Ranks.present(), []
     settled = recipe(trainings.images, trainings.epochs, trainings.steps, trainings.size)
     for seed in trainings.seeds:
@@ -97,19 +100,32 @@ def curves(trainings: Trainings) -> list[Curve]:
     return found
 
 
+def _drawn(trainings: Trainings) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels, those to learn from before those to judge by."""
+    labels = np.arange(trainings.images + JUDGED) % len(CLASSES)
+    drawn = [phantom(CLASSES[label], index, 0, trainings.size) for index, label in enumerate(labels.tolist())]
+    return np.stack(drawn), labels
+
+
 def main() -> None:
     # As the trainer sets it for itself; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch.distributed as dist
-
     store, trainings = Path(sys.argv[1]), Trainings(**json.loads(sys.argv[2]))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if world > 1:
-        dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=world, timeout=_LOST)
-    found = curves(trainings)
-    if rank == 0:
-        print(json.dumps([[asdict(epoch) for epoch in curve] for curve in found]))
-    if world > 1:
+    with _joined(store, rank, world) if world > 1 else nullcontext():
+        found = curves(trainings)
+        if rank == 0:
+            print(json.dumps([[asdict(epoch) for epoch in curve] for curve in found]))
+
+
+@contextmanager
+def _joined(store: Path, rank: int, world: int) -> Iterator[None]:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=world, timeout=_LOST)
+    try:
+        yield
+    finally:
         dist.destroy_process_group()
 
 
