@@ -3,15 +3,20 @@ engine: `make compose-test`."""
 
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 from medloop.cli.setup import TRUSTED
 from medloop.settings import DEFAULT_PORTS, PLACEHOLDER
+from medloop.testing import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE_ENV = ROOT / "infra" / "compose" / "env.sh"
@@ -165,6 +170,48 @@ def test_services_have_the_time_that_they_need_to_stop(services: dict[str, Servi
     """docs/access.md, "Limits": 30 s, and the drain before it."""
     for name in ("evaluator", "explainer", "inference", "trainer"):
         assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 35, name
+
+
+def test_inference_starts_without_its_stores_and_says_what_is_away(
+    services: dict[str, Service], home: Path, tmp_path: Path
+) -> None:
+    """As Compose starts it, with every store's address one where nothing listens."""
+    port, away = free_port(), free_port()
+    given = {key: value for key, value in services["inference"]["environment"].items() if value}
+    environment = {key: re.sub(r"\$\{\w+:.[^}]*\}", "medloop", value) for key, value in given.items()} | {
+        "MEDLOOP_HOME": str(tmp_path / "inference"),
+        "MEDLOOP_HOST": "127.0.0.1",
+        "MEDLOOP_PORT": str(port),
+        "MEDLOOP_RECORDS_URL": f"mongodb://medloop:hunter2@127.0.0.1:{away}/medloop",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{away}",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{away}",
+    }
+    command = [sys.executable, "-m", "medloop_inference"]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while (answer := ask(port, "/readyz")) is None or "no approved champion yet" not in answer.text:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, answer and answer.text
+            time.sleep(0.1)
+        assert answer.status_code == 503
+        for path, status in (("/livez", 200), ("/metrics", 401)):
+            told = ask(port, path)
+            assert told is not None
+            assert told.status_code == status, path
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGTERM, said
+    assert b"records" in said
+    assert b"hunter2" not in said
+
+
+def ask(port: int, path: str) -> httpx.Response | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30)
+    except httpx.TransportError:
+        return None
 
 
 def make_env(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 from medloop.clients import InferenceClient
@@ -21,11 +22,14 @@ from medloop.vision.phantoms import CLASSES, phantom
 from tests.deploy.compose.load import Balancer, Load
 from tests.deploy.compose.report import Report
 from tests.deploy.compose.stack import Stack, answers, docker, healthy, inspect, wait_until
+from tests.deploy.compose.stand_ins import train_here
 
 SERVERS = ("mlflow", "evaluator", "explainer", "inference", "dashboard")
 MODEL = "phantoms"
 PERSON = "journey"
 PER_CLASS = 40
+SCAN = 768
+"""Pixels a side of what throughput is measured with: large enough that the replicas work and the generator does not."""
 SIZE = 32  # pixels a side: a training of half a minute on two cores
 EPOCHS = 4
 UP_SECONDS = 60.0
@@ -45,8 +49,12 @@ class Journey:
 
     stack: Stack
     report: Report
+    absent: tuple[str, ...] = ()
+    """Services that the stack runs without."""
     key: str = ""
     image: bytes = b""
+    first: str = ""
+    """Id of the answer to `image` that is corrected."""
     asked: set[str] = field(default_factory=set)
     """Ids of predictions that were answered."""
     corrected: set[str] = field(default_factory=set)
@@ -59,6 +67,7 @@ class Journey:
         self.compare_replicas()
         self.kill_each()
         self.restart_one_by_one()
+        self.kill_inference()
         self.lose_the_records()
         self.count()
 
@@ -68,7 +77,9 @@ class Journey:
         self.stack.up()
         took = time.monotonic() - began
         self.report.note("from nothing to healthy", f"{took:.0f} s", f"≤ {UP_SECONDS:.0f} s", took <= UP_SECONDS)
-        open_doors = [fault for name in SERVERS for fault in doors(self.stack.container(name))]
+        open_doors = [
+            fault for name in SERVERS if name not in self.absent for fault in doors(self.stack.container(name))
+        ]
         self.report.note("containers as declared", ", ".join(open_doors) or "closed", "closed", not open_doors)
         dashboard, mlflow, inference = (
             self.stack.address(self.stack.container(name), port)
@@ -92,13 +103,12 @@ class Journey:
         self.image = (folder / CLASSES[0] / "0.png").read_bytes()
         built = self.stack.medloop("dataset", "build", "/data", "--name", MODEL, volume=f"{folder}:/data:ro")
         began = time.monotonic()
-        arguments = ("--dataset-id", built["id"], "--model", MODEL, "--preset", "quick", "--size", str(SIZE))
-        said = self.stack.compose(
-            *("run", "--rm", "--no-deps", "-T", "trainer", "train", *arguments, "--epochs", str(EPOCHS)), timeout=600
-        )
-        version = str(json.loads(said.strip().splitlines()[-1])["version"])
+        arguments = ["train", "--dataset-id", built["id"], "--model", MODEL, "--preset", "quick"]
+        arguments += ["--size", str(SIZE), "--epochs", str(EPOCHS)]
+        version = str(self.train(arguments)["version"])
+        where = "on this machine" if "trainer" in self.absent else "in a container"
         self.report.note(
-            "trained in a container", f"version {version}, {time.monotonic() - began:.0f} s", "1", version == "1"
+            f"trained {where}", f"version {version}, {time.monotonic() - began:.0f} s", "1", version == "1"
         )
         accuracy = self.stack.medloop("evaluate", MODEL, key=self.key)["metrics"]["accuracy"]["value"]
         self.report.note("evaluated", f"accuracy {accuracy:.2f}", "> 1/6", accuracy > 1 / 6)
@@ -107,7 +117,8 @@ class Journey:
         with self.inference() as inference:
             took = wait_until(lambda: inference.served_model().model is not None, "inference serves the champion")
             answer = inference.predict(self.image)
-        self.asked.add(str(answer.id))
+        self.first = str(answer.id)
+        self.asked.add(self.first)
         self.report.note(
             "answered by",
             f"version {answer.model.version}, after {took:.1f} s",
@@ -115,6 +126,13 @@ class Journey:
             answer.model.version == version,
         )
         self.report.note("the dashboard's key acts for a person", acted := self.acted(), "1", acted == "1")
+
+    def train(self, arguments: list[str]) -> dict[str, Any]:
+        if "trainer" in self.absent:
+            return train_here(self.stack, arguments)
+        said = self.stack.compose("run", "--rm", "--no-deps", "-T", "trainer", *arguments, timeout=600)
+        found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+        return found
 
     def acted(self) -> str:
         """How many approvals the evaluator tells the dashboard's key, acting for somebody."""
@@ -126,9 +144,7 @@ class Journey:
 
     def correct(self) -> None:
         with self.inference() as inference:
-            said = inference.correct(
-                next(iter(self.asked)), label=CLASSES[0], author=PERSON, image=self.image, comment="as drawn"
-            )
+            said = inference.correct(self.first, label=CLASSES[0], author=PERSON, image=self.image, comment="as drawn")
         self.corrected.add(str(said.id))
         self.report.note("a correction", said.status, "pending", said.status == "pending")
 
@@ -139,17 +155,16 @@ class Journey:
         self.stack.up("--no-deps", "--scale", "inference=2", "inference")
         replicas = self.stack.containers("inference")
         self.wait_ready(replicas)
-        rates = [self.throughput(replicas[:count]) for count in (1, 2)]
+        scan = encode_png_canonical(phantom(CLASSES[0], 0, 0, SCAN))
+        rates = [self.throughput(replicas[:count], scan) for count in (1, 2)]
         gain = rates[1] / rates[0]
         found = f"{gain:.2f}× ({rates[0]:.0f} → {rates[1]:.0f} a second)"
         self.report.note("two half-processor replicas against one", found, "≥ 1.8×", gain >= 1.8)
 
-    def throughput(self, replicas: list[str]) -> float:
+    def throughput(self, replicas: list[str], image: bytes) -> float:
         """Predictions a second in `MEASURE_SECONDS`, with as many callers as keep each replica busy."""
-        with (
-            self.balanced(replicas) as balancer,
-            Load(balancer, self.image, self.key, callers=8 * len(replicas)) as load,
-        ):
+        callers = 8 * len(replicas)
+        with self.balanced(replicas) as balancer, Load(balancer, image, self.key, callers=callers) as load:
             time.sleep(2.0)  # until every connection is open
             before, began = len(load.answered), time.monotonic()
             time.sleep(MEASURE_SECONDS)
@@ -161,14 +176,8 @@ class Journey:
 
     def kill_each(self) -> None:
         """Everything but inference, one after the other, under load."""
-        victims = [
-            "mlflow",
-            "postgres",
-            "evaluator",
-            "explainer",
-            "dashboard",
-            *([] if self.stack.lab else ["mongodb"]),
-        ]
+        everyone = ("mlflow", "postgres", "mongodb", "evaluator", "explainer", "dashboard")
+        victims = [name for name in everyone if name not in self.absent]
         with self.loaded() as load:
             for name in victims:
                 container = self.stack.container(name)
@@ -189,7 +198,7 @@ class Journey:
         try:
             with self.inference() as inference:
                 stored = inference.correct(
-                    next(iter(self.asked)), label=CLASSES[1], author=PERSON, image=self.image, comment=f"without {name}"
+                    self.first, label=CLASSES[1], author=PERSON, image=self.image, comment=f"without {name}"
                 )
             self.corrected.add(str(stored.id))
         except (MedLoopError, httpx.HTTPError) as exc:
@@ -213,11 +222,24 @@ class Journey:
         self.report.note("rolling restart of two replicas", found, f"0 failed of ≥ {REQUESTS}", not load.failed)
         self.asked |= load.answered.keys()
 
+    def kill_inference(self) -> None:
+        """One replica without a word: what it was asked at that moment fails, and what it answered is not lost."""
+        with self.loaded() as load:
+            wait_until(lambda: load.sent >= 5 * RATE, "some requests")
+            container = self.stack.container("inference")
+            docker("kill", container)
+            time.sleep(OUTAGE_SECONDS)
+            docker("start", container)
+            load.balancer.moved(container, self.stack.address(container))
+            wait_until(partial(load.balancer.is_ready, container), "the replica is ready again")
+        most = int(2 * RATE)
+        self.report.note("one replica killed", said(load), f"≤ {most} failed: 2 s of them", load.failed.total() <= most)
+        self.asked |= load.answered.keys()
+
     def lose_the_records(self) -> None:
         """Inference starts anew where no records answer: it serves, and says that it is degraded."""
         if self.stack.lab:
-            nowhere = "mongodb://medloop:nothing@mongodb:27017/medloop"
-            self.stack.environment["LAB_RECORDS_URL"] = nowhere
+            self.stack.environment["LAB_RECORDS_URL"] = "sqlite:////nowhere/records.sqlite"
             self.stack.up("--no-deps", "--scale", "inference=2", "inference")
         else:
             docker("kill", self.stack.container("mongodb"))

@@ -33,6 +33,8 @@ class Stack:
     lab: bool = False
     project: str = "medloop-journey"
     environment: dict[str, str] = field(default_factory=dict)
+    more: list[Path] = field(default_factory=list)
+    """Further files of Compose's."""
 
     def __post_init__(self) -> None:
         self.records = self.folder / "records"
@@ -51,12 +53,9 @@ class Stack:
 
     def compose(self, *arguments: str, timeout: float = 300.0, **environment: str) -> str:
         """What `docker compose` prints; raises Failed."""
-        files = [
-            "docker-compose.yml",
-            *(["tests/deploy/compose/lab.yml"] if self.lab else []),
-            str(HERE / "journey.yml"),
-        ]
-        options = [part for file in files for part in ("--file", file)]
+        lab = [HERE / "lab.yml"] if self.lab else []
+        files = [ROOT / "docker-compose.yml", *lab, HERE / "journey.yml", *self.more]
+        options = [part for file in files for part in ("--file", str(file))]
         command = ["docker", "compose", "--project-name", self.project, "--env-file", str(self.env_file), *options]
         return run([*command, *arguments], timeout=timeout, environment={**self.environment, **environment})
 
