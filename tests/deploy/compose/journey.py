@@ -33,7 +33,7 @@ SCAN = 768
 SIZE = 32  # pixels a side: a training of half a minute on two cores
 EPOCHS = 4
 UP_SECONDS = 60.0
-"""What issue 5 allows from nothing to healthy, with the images built."""
+"""From nothing to healthy, with the images built."""
 REQUESTS = 2000
 RATE = 40.0
 """Requests a second while something is killed: well below what two halves of a processor answer."""
