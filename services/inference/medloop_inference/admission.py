@@ -98,12 +98,14 @@ class Pace:
         full = len(latencies) >= self.limit
         self._latencies.extend(latencies)
         self._since += len(latencies)
-        if self._since < self._WINDOW and not full:
+        whole = self._since >= self._WINDOW
+        if not whole and not full:
             return
         late = sorted(self._latencies)[math.ceil(0.95 * len(self._latencies)) - 1] > self._target
-        if late and self._since >= self._WINDOW:
+        if whole:
+            self._since = 0
+        if late and whole:
             self._by_latency = max(self.SMALLEST, self._by_latency // 2)
             self._latencies.clear()  # those are the old size's
-            self._since = 0
         elif full and not late:
             self._by_latency = min(self.LARGEST, self._by_latency + 1)
