@@ -14,6 +14,8 @@ from typing import Self
 from tests.deploy.compose.stack import answers
 
 LOOK_SECONDS = 0.25
+REUSE_SECONDS = 10.0
+"""A connection that was not used for longer is opened anew: services close one after 30 s."""
 
 
 class Balancer:
@@ -83,17 +85,21 @@ class Load:
             thread.join()
 
     def _call(self) -> None:
-        connections: dict[str, http.client.HTTPConnection] = {}
+        connections: dict[str, tuple[http.client.HTTPConnection, float]] = {}
         due = time.monotonic()
         while not self._ended.is_set():
             address = self.balancer.next()
             if address is None:
                 self.failed["no replica was ready"] += 1
             else:
-                self._ask(connections.setdefault(address, http.client.HTTPConnection(address, timeout=30)))
+                connection, used = connections.get(address) or (http.client.HTTPConnection(address, timeout=30), 0.0)
+                if time.monotonic() - used > REUSE_SECONDS:
+                    connection.close()
+                self._ask(connection)
+                connections[address] = connection, time.monotonic()
             due = max(due + self._pause, time.monotonic() - self._pause)
             self._ended.wait(max(0.0, due - time.monotonic()))
-        for connection in connections.values():
+        for connection, _ in connections.values():
             connection.close()
 
     def _ask(self, connection: http.client.HTTPConnection) -> None:
