@@ -30,6 +30,7 @@ TORCH_INTO = $(UV) pip install --quiet --no-deps --python $(1) $(if $(TORCH),--t
 TAG ?= dev
 # COVERAGE=1 has `make test` measure it, for .venv/bin/coverage report.
 COVERAGE ?=
+PYTEST = $(BIN)/python $(if $(COVERAGE),-m coverage run --append) -m pytest
 # The service that `make alone` installs.
 SERVICE ?=
 
@@ -74,8 +75,15 @@ image-%:
 lint-aws: $(VENV)/everything ## Look over infra/aws with cfn-lint.
 	$(BIN)/cfn-lint infra/aws/*.yaml
 
-test: $(VENV)/everything $(VENV)/browser ## The whole test suite.
-	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest $(ARGS)
+# The trainer's tests train in their own process, and have one to themselves: at the end of a process that had run four
+# thousand others, with a browser's and many services' threads, training twice ended in a segmentation fault.
+test: $(VENV)/everything $(VENV)/browser ## The whole test suite (ARGS: what pytest is told instead).
+ifeq ($(ARGS),)
+	$(PYTEST) tests/trainer
+	$(PYTEST) --ignore=tests/trainer
+else
+	$(PYTEST) $(ARGS)
+endif
 
 alone: $(VENV)/bootstrap ## Install one service from its own lock and nothing else, and start it (SERVICE=inference).
 	@case " $(SERVICES) " in *" $(SERVICE) "*) ;; *) echo "Which one? make alone SERVICE=..., one of: $(SERVICES)" >&2; exit 2 ;; esac
