@@ -256,7 +256,7 @@ def choose_epochs(images: int, preset: Preset = "standard", *, retraining: bool 
     third of them when retraining: most of what there is to learn is known.
 
     Small sets need many passes, large ones few. 8,400 images take 6 epochs in `quick`, 15 in `standard`, 44 in `best`;
-    550 take 23, 83 and 300. On two CPU cores that is about one, two and six minutes at 64 px.
+    550 take 23, 83 and 300.
     """
     shown = _SHOWN[preset]
     epochs = min(shown.most, round(shown.least + shown.images / max(1, images)))
