@@ -1,7 +1,8 @@
 """A search whose trainings are a formula, so that processes of it start and end in a second or two.
 
 `python searcher.py URL FOLDER ME OTHER TRIALS LAST` works on the study until it has so many trials. In its first two
-trials it waits until OTHER is at as many; it is killed in its LASTth.
+trials it waits until OTHER is at as many; it is killed in its LASTth. Nobody misses it within the time that a test
+takes: the test puts its last sign of life back.
 """
 
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from medloop.vision.prepare import PreparationSpec
 from medloop_trainer.attempt import Attempt
-from medloop_trainer.database import Signs
 from medloop_trainer.recipe import Options, Recipe
 from medloop_trainer.space import Space, point_of
 from medloop_trainer.stop import Stop
@@ -21,6 +21,8 @@ from medloop_trainer.study import Bound, Study, open_study
 
 EPOCHS = 4
 RECIPE = Recipe.settle(Options(preset="quick"), architecture="small-resnet", size=28, images=400, pretrained=None)
+PATIENCE = 120.0
+"""Seconds that a process waits for the other one."""
 BOUND = Bound(
     model="phantoms",
     dataset_id="d" * 64,
@@ -34,12 +36,11 @@ def open_tiny(
     url: str,
     *,
     bound: Bound = BOUND,
-    signs: Signs = Signs(every=1, grace=1),  # noqa: B008
     make_run: Callable[[], str] = lambda: "run",
     mourn: Callable[[str], object] = lambda _: None,
 ) -> Study:
     start = point_of(RECIPE)
-    return open_study(url, "tiny", bound, start=start, first_look=1, make_run=make_run, mourn=mourn, signs=signs)
+    return open_study(url, "tiny", bound, start=start, first_look=1, make_run=make_run, mourn=mourn)
 
 
 def learn(attempt: Attempt, loss: float = 0.5) -> float:
@@ -56,7 +57,10 @@ def main(url: str, folder: Path, me: str, other: str, trials: int, last: int) ->
         begun += 1
         attempt.note(worker=me, run_id=f"run-of-{me}")
         (folder / f"{me}-{begun}").touch()
+        end = time.monotonic() + PATIENCE
         while begun <= 2 and not (folder / f"{other}-{begun}").exists():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{other} did not come to its trial {begun}")
             time.sleep(0.01)
         if begun == last:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -4,18 +4,22 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from medloop.errors import Conflict, InvalidRequest, Preempted, StorageUnavailable, TrainingFailed
 from medloop.testing import free_port
 from medloop_trainer.attempt import Attempt
+from medloop_trainer.database import Signs, open_database
 from medloop_trainer.space import Between, point_of
 from medloop_trainer.stop import Stop
 from medloop_trainer.study import Bound, state_of
+from optuna.trial import FrozenTrial
 
-from .searcher import BOUND, EPOCHS, RECIPE, learn, open_tiny
+from .searcher import BOUND, EPOCHS, PATIENCE, RECIPE, learn, open_tiny
 
 SEARCHER = Path(__file__).with_name("searcher.py")
 
@@ -28,9 +32,16 @@ def url(tmp_path: Path) -> str:
 def test_processes_share_one_study_and_take_over_what_a_killed_one_had(url: str, tmp_path: Path) -> None:
     arguments = [["dying", "living", "5", "2"], ["living", "dying", "5", "0"]]
     commands = [[sys.executable, str(SEARCHER), url, str(tmp_path), *names] for names in arguments]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    said = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0], said
+    with ExitStack() as both:
+        processes = [both.enter_context(subprocess.Popen(each, stderr=subprocess.PIPE, text=True)) for each in commands]
+        for process in processes:
+            both.callback(process.kill)
+        dying, living = processes
+        _, said = dying.communicate(timeout=2 * PATIENCE)
+        assert dying.returncode == -signal.SIGKILL, said
+        forget(url)
+        _, said = living.communicate(timeout=2 * PATIENCE)
+        assert living.returncode == 0, said
     study = open_tiny(url, make_run=lambda: pytest.fail("the study has a run"))
     trials = study.trials()
     assert [trial.number for trial in trials] == list(range(6))
@@ -47,6 +58,49 @@ def test_processes_share_one_study_and_take_over_what_a_killed_one_had(url: str,
     assert {state_of(trial) for trial in ended} <= {"complete", "pruned"}
     assert sorted(trial.user_attrs["worker"] for trial in ended) == ["dying", *["living"] * 4]
     assert not study.busy()
+
+
+def forget(url: str) -> None:
+    """Put the last sign of life of the trial whose process died far back."""
+    [dead] = [
+        trial
+        for trial in open_tiny(url).trials()
+        if trial.user_attrs.get("run_id") == "run-of-dying" and state_of(trial) == "running"
+    ]
+    with optuna.storages.RDBStorage(url).engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_heartbeats SET heartbeat = '2026-01-01 00:00:00' WHERE trial_id = ?", (dead._trial_id,)
+        )
+
+
+def test_processes_that_make_the_tables_at_once_wait_for_each_other(url: str) -> None:
+    """Here the second one comes in before the first one's last step, in which it says what version they are of."""
+    came: list[str] = []
+
+    def come_in(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("INSERT INTO alembic_version") and not came:
+            came.append(statement)
+            open_database(url, Signs())
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", come_in)
+    try:
+        open_database(url, Signs())
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", come_in)
+    assert came
+
+
+def test_a_trial_that_was_taken_before_it_began_is_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process stood still between asking and setting the point."""
+
+    def take(_: object, study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.number == 0:
+            study.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "before_trial", take)
+    study = open_tiny(url)
+    study.work(learn, trials=1, stop=Stop())
+    assert study.counts() == {"failed": 1, "complete": 1}
 
 
 @pytest.mark.parametrize("interruption", [Preempted("SIGTERM in an epoch"), SystemExit(75), KeyboardInterrupt()])

@@ -53,7 +53,7 @@ class Attempt:
         if epoch <= self._looked:
             return  # it had to be trained again
         self._looked = epoch
-        with _still_ours(self.number):
+        with still_ours(self.number):
             self._trial.report(value, epoch)
             # Nothing is saved by leaving when all is done.
             if not last and self._trial.should_prune():
@@ -61,13 +61,14 @@ class Attempt:
 
     def note(self, **facts: JsonValue) -> None:
         """Keep facts beside the trial."""
-        with _still_ours(self.number):
+        with still_ours(self.number):
             for name, fact in facts.items():
                 self._trial.set_user_attr(name, fact)
 
 
 @contextmanager
-def _still_ours(number: int) -> Iterator[None]:
+def still_ours(number: int) -> Iterator[None]:
+    """Raises Taken where another process has ended the trial."""
     try:
         yield
     except UpdateFinishedTrialError as exc:

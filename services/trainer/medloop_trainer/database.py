@@ -67,8 +67,9 @@ def open_database(url: str, signs: Signs) -> RDBStorage:
 
 def _raced(exc: Exception) -> bool:
     """Whether another process made the tables in between."""
-    cause = exc.__cause__ or exc
-    return isinstance(cause, sqlalchemy.exc.IntegrityError) or "already exists" in str(cause)
+    # Optuna wraps SQLAlchemy's errors, or lets them through; each of them wraps the driver's.
+    told = (exc, exc.__cause__)
+    return any(isinstance(each, sqlalchemy.exc.IntegrityError) or "already exists" in str(each) for each in told)
 
 
 def _arguments(url: str) -> dict[str, Any]:

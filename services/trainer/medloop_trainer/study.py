@@ -25,7 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from medloop_trainer.attempt import Attempt, Halving, Pruned, Taken
+from medloop_trainer.attempt import Attempt, Halving, Pruned, Taken, still_ours
 from medloop_trainer.database import DATABASE_ERRORS, Signs, database_errors, experimental, open_database
 from medloop_trainer.space import Between, OneOf, Point, Space, Value
 from medloop_trainer.stop import Stop
@@ -149,8 +149,9 @@ class Study:
                 trial = self._study.ask()
             with self._alive(trial):
                 try:
-                    attempt = Attempt(trial, {each.name: _suggest(trial, each) for each in self._space.dimensions})
-                    value = train(attempt)
+                    with still_ours(trial.number):
+                        point = {each.name: _suggest(trial, each) for each in self._space.dimensions}
+                    value = train(Attempt(trial, point))
                 except (Pruned, TrainingFailed) as exc:
                     self._end(trial, TrialState.PRUNED, exc)
                 except Taken as exc:
