@@ -188,7 +188,8 @@ def _lifecycle_rule(rule: Properties) -> Properties:
     """From CloudFormation's words to those of S3."""
     made = {"ID": rule.pop("Id"), "Status": rule.pop("Status"), "Filter": {"Prefix": rule.pop("Prefix", "")}}
     expiration = {"Days": rule.pop("ExpirationInDays", None), _MARKER: rule.pop(_MARKER, None)}
-    made["Expiration"] = {key: value for key, value in expiration.items() if value is not None}
+    if found := {key: value for key, value in expiration.items() if value is not None}:
+        made["Expiration"] = found
     days = int(rule.pop("NoncurrentVersionExpiration")["NoncurrentDays"])
     made["NoncurrentVersionExpiration"] = {"NoncurrentDays": days}
     return made | rule

@@ -48,11 +48,14 @@ def test_only_what_can_be_made_anew_expires(cloud: "Cloud") -> None:
         for rule in s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
         if rule["Status"] == "Enabled"
     }
-    assert rules.keys() == {(OBJECTS, ""), (OBJECTS, "decoded/"), (OBJECTS, "training/"), (ARTIFACTS, "")}
-    expiring = {where for where, rule in rules.items() if "Days" in rule["Expiration"]}
+    folders = ("decoded/", "spool/", "training/")
+    assert rules.keys() == {(ARTIFACTS, ""), (OBJECTS, ""), *((OBJECTS, folder) for folder in folders)}
+    expiring = {where for where, rule in rules.items() if "Days" in rule.get("Expiration", {})}
     assert expiring == {(OBJECTS, "decoded/"), (OBJECTS, "training/")}
     for (_, prefix), rule in rules.items():
         assert rule["NoncurrentVersionExpiration"]["NoncurrentDays"] == (1 if prefix else 30)
+        if not prefix:  # which is for every object
+            assert rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] == 2
 
 
 def test_the_key_turns_and_is_the_accounts(cloud: "Cloud") -> None:
