@@ -32,12 +32,13 @@ _WORKING = (*_STORING, "dashboard", "trainer")
 
 BASE = {
     *_arrows(["dashboard"], "inference", 8080),
-    *_arrows(["dashboard"], "evaluator", 5006),
+    *_arrows(["dashboard", "evaluate"], "evaluator", 5006),
     *_arrows(["dashboard"], "explainer", 5005),
-    *_arrows(_WORKING, "mlflow", 5000),
+    *_arrows([*_WORKING, "evaluate"], "mlflow", 5000),
     *_arrows([*_WORKING, "mlflow"], "objects", 443),
 }
-"""The design's picture: the dashboard asks the services; all but it and the trainer keep records; files are objects."""
+"""The design's picture: the dashboard asks the services, and a CronJob the evaluator; all but these and the trainer keep
+records; files are objects."""
 OVERLAYS = {
     "dev": {*_arrows(_STORING, "mongodb", 27017), *_arrows(["mlflow"], "postgres", 5432)},
     "eks": {

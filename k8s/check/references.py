@@ -24,6 +24,7 @@ FOREIGN = {
 """Variables that are not settings of ours, and whose they are."""
 ISSUED = {
     "batch-key": "an API key, issued once records run",
+    "evaluate-key": "an API key, issued once records run; of eks, an ExternalSecret",
     "metrics-key": "an API key, issued once records run",
 }
 """Secrets that nobody can write down before the services run; who needs them waits until they are there."""

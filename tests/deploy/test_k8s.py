@@ -14,10 +14,21 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 from medloop.approvals import Signer, Verifier
 from medloop.auth.keys import ApiKeys
+from medloop.cli import app
 from medloop.cli.setup import DASHBOARD, DASHBOARD_SCOPES
-from medloop.errors import Conflict, InvalidRequest
+from medloop.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Preempted,
+    TrainingFailed,
+    Unauthenticated,
+    Unavailable,
+    UntrustedModel,
+)
 from medloop.schemas import Approval
 from medloop.storage.records import open_records
+from typer.main import get_group
 
 from k8s.check.__main__ import faults
 from k8s.check.arrows import OVERLAYS as ARROWS
@@ -227,10 +238,42 @@ def test_every_training_has_a_gpu_where_that_component_is_added(rendered: dict[s
     assert [spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for spec in specs] == ["1"] * 5
 
 
+def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[Document]]) -> None:
+    found = rendered["all components on dev"]
+    jobs = {d["metadata"]["name"]: d["spec"] for d in found if d["kind"] == "Job"}
+    jobs |= {d["metadata"]["name"]: d["spec"]["jobTemplate"]["spec"] for d in found if d["kind"] == "CronJob"}
+    given_up = {
+        name: {status for rule in policy["rules"] for status in rule.get("onExitCodes", {"values": []})["values"]}
+        for name, job in jobs.items()
+        if (policy := job.get("podFailurePolicy"))
+    }
+    training = {error.exit_status for error in (InvalidRequest, NotFound, UntrustedModel, TrainingFailed)}
+    asking = {error.exit_status for error in (InvalidRequest, Unauthenticated, NotFound)}
+    assert given_up == {
+        **dict.fromkeys(("retrain", "train", "search"), training),
+        "evaluate": asking | {UntrustedModel.exit_status},
+        "score": asking,
+    }
+    assert not {Preempted.exit_status, Unavailable.exit_status} & (training | asking)
+
+
+def test_the_challenger_is_evaluated_by_a_command_that_there_is(eks: list[Document]) -> None:
+    pod = one(eks, "CronJob", "evaluate")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [asking] = pod["containers"]
+    assert asking["image"] == container(eks, "evaluator")["image"]
+    *python, verb, form = asking["command"]
+    assert (python, verb) == (["python", "-m", "medloop.cli"], "evaluate")
+    commands = get_group(app).commands
+    assert form in [option for parameter in commands[verb].params for option in parameter.opts]
+
+
 def test_every_component_on_eks_has_the_role_that_is_made_for_it(eks: list[Document]) -> None:
     roles = (ROOT / "infra" / "aws" / "access.yaml").read_text()
     associated = re.findall(r"^      Namespace: medloop\n      ServiceAccount: (\S+)$", roles, re.MULTILINE)
-    assert sorted(d["metadata"]["name"] for d in eks if d["kind"] == "ServiceAccount") == sorted(associated)
+    [asking] = one(eks, "NetworkPolicy", "to-pod-identity")["spec"]["podSelector"]["matchExpressions"]
+    assert sorted(asking["values"]) == sorted(associated)
+    accounts = {d["metadata"]["name"] for d in eks if d["kind"] == "ServiceAccount"}
+    assert accounts == {*associated, "evaluate"}  # which asks the evaluator and MLflow, and nothing of AWS
 
 
 def test_alerts_of_the_documentation_are_the_ones_that_are_deployed(rendered: dict[str, list[Document]]) -> None:

@@ -1,6 +1,5 @@
 """The files for eksctl and kubectl: what the cluster has, and that the deployer has the rights it needs, no more."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -87,9 +86,3 @@ def test_the_deployer_may_apply_each_kind_of_the_overlay_and_no_other(
 
 def resource_of(kind: str) -> str:
     return PLURAL.get(kind, f"{kind.lower()}s")
-
-
-def test_each_service_account_of_the_overlay_has_a_role(overlay: list[dict[str, Any]]) -> None:
-    accounts = {document["metadata"]["name"] for document in overlay if document["kind"] == "ServiceAccount"}
-    access = (ROOT / "infra" / "aws" / "access.yaml").read_text()
-    assert accounts == set(re.findall(r"^      Namespace: medloop\n      ServiceAccount: (.*)$", access, re.MULTILINE))
