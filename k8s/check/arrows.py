@@ -37,7 +37,7 @@ BASE = {
     *_arrows([*_WORKING, "evaluate"], "mlflow", 5000),
     *_arrows([*_WORKING, "mlflow"], "objects", 443),
 }
-"""The design's picture: the dashboard asks the services, and a CronJob the evaluator; all but these and the trainer keep
+"""The design's picture: the dashboard asks the services, and a CronJob the evaluator; all but they and the trainer keep
 records; files are objects."""
 OVERLAYS = {
     "dev": {*_arrows(_STORING, "mongodb", 27017), *_arrows(["mlflow"], "postgres", 5432)},
