@@ -1,17 +1,25 @@
 """Small real things to test against: a network with known answers, a client that runs `lifespan`, a free port."""
 
 import asyncio
+import json
 import shutil
 import socket
 import threading
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
@@ -227,3 +235,62 @@ def live_server(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=20)
+
+
+class LoadBalancer:
+    """Says whom it signed in as AWS's does: a header that it signs, and its public keys at an address, on loopback.
+
+    `keys` are what is published, by path; `asked` are the paths that were asked for. When not `up` it answers 503.
+    """
+
+    def __init__(self) -> None:
+        self.signer = "arn:aws:elasticloadbalancing:eu-central-1:111122223333:loadbalancer/app/medloop/0123456789abcdef"
+        self.key_id = "00000000-0000-4000-8000-000000000001"
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.keys = {f"/{self.key_id}": public_pem(self.key)}
+        self.asked: list[str] = []
+        self.up = True
+        self.url = ""
+
+    def token(self, key: ec.EllipticCurvePrivateKey | None = None, sub: object = "ann", **header: object) -> str:
+        """The header's value for the person `sub`; a member of `header` that is None is left out."""
+        given: dict[str, object] = {"alg": "ES256", "kid": self.key_id, "signer": self.signer, "client": "medloop"}
+        given |= {"iss": "https://login.example", "exp": int(time.time()) + 120, **header}
+        kept = {name: value for name, value in given.items() if value is not None}
+        signed = f"{_padded(json.dumps(kept).encode())}.{_padded(json.dumps({'sub': sub}).encode())}"
+        numbers = decode_dss_signature((key or self.key).sign(signed.encode(), ec.ECDSA(SHA256())))
+        return f"{signed}.{_padded(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
+
+    @contextmanager
+    def serving(self) -> Iterator["LoadBalancer"]:
+        balancer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                balancer.asked.append(self.path)
+                found = balancer.keys.get(self.path)
+                self.send_response((200 if found else 404) if balancer.up else 503)
+                self.end_headers()
+                self.wfile.write(found or b"")
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.url = f"http://127.0.0.1:{server.server_address[1]}"
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _padded(data: bytes) -> str:
+    """Base64 for addresses with its padding, which the standard leaves out."""
+    return urlsafe_b64encode(data).decode()

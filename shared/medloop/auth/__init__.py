@@ -6,6 +6,7 @@ principal.py  scopes, who a request is from, and in whose name things may be sig
 keys.py       API keys: issued, rotated and revoked as records
 keyring.py    the keys as a service knows them, whether the records are up or not
 oidc.py       bearer tokens of an OpenID Connect provider
+signed_header.py  whom a load balancer signed in, from the header that it signs
 throttle.py   how often one caller may ask
 access.py     all of it together, for one request
 """
