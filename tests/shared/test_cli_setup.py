@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from medloop.approvals import Signer, Verifier
 from medloop.auth.keyring import KeyRing
+from medloop.errors import Unauthenticated
 from medloop.storage.records import RecordStore
 
 KEY = "mlk_0123456789ab_" + "5" * 64
@@ -46,15 +47,34 @@ def test_a_key_that_could_be_guessed_is_refused(
     assert key not in err
 
 
-def test_another_key_than_the_dashboard_has_is_a_conflict(medloop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_not_the_dashboards_holds_nothing_else_up(
+    medloop: Any, records: RecordStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDLOOP_API_KEY", KEY)
     assert medloop("setup")[0] == 0
-    monkeypatch.setenv("MEDLOOP_API_KEY", KEY.replace("0123456789ab", "ba9876543210"))
-    assert medloop("setup")[0] == 7
+    other = KEY.replace("0123456789ab", "ba9876543210")
+    monkeypatch.setenv("MEDLOOP_API_KEY", other)
+    status, out, err = medloop("setup", "--json")
+    assert (status, json.loads(out)["dashboard"]) == (0, None)
+    assert "The dashboard has no access: dashboard has a key already; rotate or revoke that one." in " ".join(
+        err.split()
+    )
+    ring = KeyRing(records, home / "kept.json", seconds=60)
+    ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.check(other)
 
 
-def test_a_key_that_was_revoked_does_not_come_back(medloop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_was_revoked_does_not_come_back(
+    medloop: Any, records: RecordStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDLOOP_API_KEY", KEY)
     assert medloop("setup")[0] == 0
     assert medloop("keys", "revoke", "dashboard")[0] == 0
-    assert medloop("setup")[0] == 7
+    status, out, _ = medloop("setup", "--json")
+    assert (status, json.loads(out)["dashboard"]) == (0, None)
+    assert "was revoked" in json.loads(out)["refused"]
+    ring = KeyRing(records, home / "kept.json", seconds=60)
+    ring.refresh()
+    with pytest.raises(Unauthenticated):
+        ring.check(KEY)

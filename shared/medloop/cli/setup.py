@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from medloop.approvals import PUBLIC_KEY_FILE, Signer
 from medloop.auth.keys import ApiKeys
 from medloop.auth.principal import ACT_AS
 from medloop.cli.context import Context
-from medloop.cli.output import Json, show
+from medloop.cli.output import Json, console, show
 from medloop.clients import ClientSettings
+from medloop.errors import Conflict
 from medloop.settings import HomeSettings, check_placeholders
 from medloop.storage.disk import disk_errors
 
@@ -30,7 +32,8 @@ def setup(as_json: Json = False) -> None:
     """Make what services rely on: the bucket, the key that signs approvals, and the dashboard's API key.
 
     The signing key lies under MEDLOOP_HOME, its public half in keys/trusted too. The dashboard's key is the one in
-    MEDLOOP_API_KEY; without it none is made.
+    MEDLOOP_API_KEY; without it none is made. One that was revoked or replaced stays so: the dashboard is then without
+    access, which holds nothing else up.
     """
     check_placeholders(os.environ)
     context = Context()
@@ -38,7 +41,11 @@ def setup(as_json: Json = False) -> None:
     made["key_id"] = publish_key(HomeSettings().keys_dir)
     given = ClientSettings().api_key
     if given is not None and (text := given.get_secret_value().strip()):
-        made["dashboard"] = ApiKeys(context.records).adopt(text, DASHBOARD, DASHBOARD_SCOPES).id
+        try:
+            made["dashboard"] = ApiKeys(context.records).adopt(text, DASHBOARD, DASHBOARD_SCOPES).id
+        except Conflict as refused:
+            made["dashboard"], made["refused"] = None, refused.detail
+            console.print(Text(f"The dashboard has no access: {refused.detail}"))
     show(made, as_json, f"Ready: {made['objects']}; approvals are signed with key {made['key_id']}.")
 
 
