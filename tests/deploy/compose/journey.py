@@ -1,5 +1,6 @@
 """The loop, driven through the stack as people drive it, and then what a stack must survive."""
 
+import base64
 import json
 import os
 import re
@@ -15,7 +16,6 @@ from typing import Any
 import httpx
 from medloop.clients import InferenceClient
 from medloop.errors import MedLoopError
-from medloop.storage.records import open_records
 from medloop.vision.encode import encode_png_canonical
 from medloop.vision.phantoms import CLASSES, phantom
 
@@ -125,7 +125,7 @@ class Journey:
             version,
             answer.model.version == version,
         )
-        self.report.note("the dashboard's key acts for a person", acted := self.acted(), "1", acted == "1")
+        self.report.note("the dashboard's key acts for a person", acted := self.acted(), "ann", acted == "ann")
 
     def train(self, arguments: list[str]) -> dict[str, Any]:
         if "trainer" in self.absent:
@@ -135,12 +135,17 @@ class Journey:
         return found
 
     def acted(self) -> str:
-        """How many approvals the evaluator tells the dashboard's key, acting for somebody."""
+        """Whose correction it is that the dashboard makes for somebody."""
         code = (
-            "from medloop.clients import EvaluatorClient as E; import os; "
-            f"print(len(E(os.environ['MEDLOOP_EVALUATOR_URL'], act_as=lambda: 'ann').timeline('{MODEL}')))"
+            "import base64, os; from medloop.clients import InferenceClient as C; "
+            "inference = C(os.environ['MEDLOOP_INFERENCE_URL'], act_as=lambda: 'ann'); "
+            f"image = base64.b64decode('{base64.b64encode(self.image).decode()}'); "
+            f"said = inference.correct('{self.first}', label='{CLASSES[2]}', author='ann', image=image); "
+            "print(said.id, said.author)"
         )
-        return self.stack.compose("exec", "-T", "dashboard", "python", "-c", code).strip()
+        correction, author = self.stack.compose("exec", "-T", "dashboard", "python", "-c", code).split()
+        self.corrected.add(correction)
+        return author
 
     def correct(self) -> None:
         with self.inference() as inference:
@@ -251,7 +256,10 @@ class Journey:
                 self.asked.add(str(inference.predict(self.image).id))
             what = sorted(inference.served_model().degraded)
         self.report.note(
-            "started without records", f"answers; degraded: {', '.join(what) or 'nothing'}", "degraded", bool(what)
+            "started without records",
+            f"answers; degraded: {', '.join(what) or 'nothing'}",
+            "records",
+            "records" in what,
         )
         if self.stack.lab:
             del self.stack.environment["LAB_RECORDS_URL"]
@@ -267,21 +275,21 @@ class Journey:
         wait_until(
             lambda: not sum(self.metric(one, "medloop_records_waiting") for one in replicas), f"{waiting} records"
         )
-        with self.inference() as inference:
-            known = {str(one.id) for one in inference.predictions(limit=1000)}
-            kept = {str(one.id) for one in inference.corrections(limit=1000)}
-        if self.stack.lab:
-            records = open_records(f"sqlite:///{self.stack.records / 'records.sqlite'}")
-            lost = [one for one in self.asked if records.get("predictions", one) is None]
-            records.close()
-        else:
-            lost = [] if len(known) == min(1000, len(self.asked)) else ["unknown"]
+        lost = self.asked - self.on_record("predictions")
         self.report.note(
             "predictions on record", f"{len(self.asked) - len(lost)} of {len(self.asked)}", "all", not lost
         )
-        forgotten = self.corrected - kept
+        forgotten = self.corrected - self.on_record("corrections")
         found = f"{len(self.corrected) - len(forgotten)} of {len(self.corrected)}"
         self.report.note("acknowledged corrections on record", found, "all", not forgotten)
+
+    def on_record(self, kind: str) -> set[str]:
+        """Ids of all records of a kind, as a service finds them."""
+        code = (
+            "import os; from medloop.storage.records import open_records, scan; "
+            f"print(*(one.id for one in scan(open_records(os.environ['MEDLOOP_RECORDS_URL']), '{kind}')))"
+        )
+        return set(self.stack.compose("exec", "-T", "evaluator", "python", "-c", code).split())
 
     def metric(self, container: str, name: str) -> float:
         address = self.stack.address(container)
