@@ -46,6 +46,7 @@ OVERLAYS = {
         *_arrows(["mlflow"], "database", 5432),
         *_arrows([*_WORKING, "mlflow"], "pod-identity", 80),
         *_arrows(["load-balancer"], "dashboard", 8501),
+        *_arrows(["dashboard"], "load-balancer-keys", 443),
         *_arrows(["load-balancer"], "inference", 8080),
     },
 }
