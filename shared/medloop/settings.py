@@ -60,7 +60,8 @@ class HomeSettings(BaseSettings):
 class StorageSettings(BaseSettings):
     """`MEDLOOP_OBJECTS_URL` (`file:///…` or `s3://bucket/prefix`) and `MEDLOOP_RECORDS_URL` (`sqlite:///…` or `mongodb://…`).
 
-    Unset, both lie under the home folder.
+    Unset, both lie under the home folder. `MEDLOOP_OBJECTS_SECONDS` is how long one request waits for objects; work
+    that nobody waits for is more patient.
     """
 
     model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
@@ -68,6 +69,7 @@ class StorageSettings(BaseSettings):
     home: Path = Field(default_factory=find_home)
     objects_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_OBJECTS_URL", repr=False)] = None
     records_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_RECORDS_URL", repr=False)] = None
+    objects_seconds: float = Field(default=5.0, gt=0)
 
     @property
     def objects_url(self) -> str:

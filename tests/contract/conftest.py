@@ -13,6 +13,7 @@ import pytest
 from medloop.storage.folder import FolderObjects
 from medloop.storage.mongo import MongoRecords
 from medloop.storage.objects import ObjectStore, open_objects
+from medloop.storage.prompt import PromptObjects
 from medloop.storage.records import RecordStore, open_records
 from medloop.storage.s3 import S3Objects
 from moto.server import ThreadedMotoServer
@@ -20,10 +21,11 @@ from pymongo import MongoClient
 
 S3_URL = "MEDLOOP_TEST_S3_URL"
 MONGODB_URL = "MEDLOOP_TEST_MONGODB_URL"  # any database in it is left alone: each test makes its own and drops it
-OBJECTS = ["folder", "moto", *(["s3"] if os.environ.get(S3_URL) else [])]
+OBJECTS = ["folder", "prompt", "moto", *(["s3"] if os.environ.get(S3_URL) else [])]
 RECORDS = ["sqlite", "mongomock", *(["mongodb"] if os.environ.get(MONGODB_URL) else [])]
 _NAMES = {
     "folder": "folder",
+    "prompt": "folder with a time limit",
     "moto": "S3 protocol on moto",
     "s3": "S3 server",
     "sqlite": "SQLite",
@@ -62,6 +64,8 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSt
     """An empty object store."""
     if request.param == "folder":
         yield FolderObjects(tmp_path / "objects")
+    elif request.param == "prompt":
+        yield PromptObjects(FolderObjects(tmp_path / "objects"), 600)
     elif request.param == "moto":
         request.getfixturevalue("aws")
         yield _moto_objects()

@@ -4,7 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,27 @@ async def approve(client: httpx.AsyncClient, version: str, **more: object) -> ht
 
 async def rollback(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/rollback", json={"model": MODEL, "approver": "Dr B", "reason": "looks wrong"})
+
+
+async def test_a_request_is_told_in_time_that_objects_hang(
+    register: RegisterVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "MEDLOOP_OBJECTS_URL": "s3://bucket",
+            "MEDLOOP_OBJECTS_SECONDS": "0.2",
+        }.items():
+            monkeypatch.setenv(name, value)
+        async with asgi_client(create_app(EvaluatorSettings())) as client:
+            began = time.monotonic()
+            answer = await client.get(f"/reports/{MODEL}/1")
+            assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage-unavailable")
+    assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_an_evaluation_reports_what_the_network_really_answers(

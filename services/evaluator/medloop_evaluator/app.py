@@ -52,10 +52,12 @@ def create_app(settings: EvaluatorSettings) -> App:
     `/readyz`. Raises StorageUnavailable when the signing key can be neither read nor made."""
     registry = Registry(settings.tracking.tracking_uri)
     objects = open_objects(settings.storage.objects_url)
+    prompt_objects = open_objects(settings.storage.objects_url, within=settings.storage.objects_seconds)
     records = open_records(settings.storage.records_url)
-    evaluator = Evaluator(registry, objects, settings.home)
+    evaluator = Evaluator(registry, objects, settings.home)  # of jobs
+    prompt_evaluator = Evaluator(registry, prompt_objects, settings.home)  # of requests
     checker = EngineChecker(registry, objects, records, settings.home)
-    gate = Gate(evaluator, records)
+    gate = Gate(prompt_evaluator, records)
     signer = Signer.open(settings.home.keys_dir)
     ledger = Ledger(records, registry, Verifier.open(settings.home.keys_dir))
     approver = Approver(registry, records, gate, ledger, signer, settings.home)
@@ -82,7 +84,7 @@ def create_app(settings: EvaluatorSettings) -> App:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker = Worker(jobs, {JOB_TYPE: run, CHECK_JOB_TYPE: check}, stopping=lambda: readiness.draining)
         worker.start()
-        checks = asyncio.create_task(keep_checking(readiness, [registry.ping, objects.ping, records.ping]))
+        checks = asyncio.create_task(keep_checking(readiness, [registry.ping, prompt_objects.ping, records.ping]))
         yield
         checks.cancel()
         with suppress(asyncio.CancelledError):
@@ -94,7 +96,11 @@ def create_app(settings: EvaluatorSettings) -> App:
     return create_base_app(
         "evaluator",
         settings.server,
-        routers=[_evaluations(registry, evaluator, jobs), _engines(registry, checker, jobs), _decisions(approver)],
+        routers=[
+            _evaluations(registry, prompt_evaluator, jobs),
+            _engines(registry, checker, jobs),
+            _decisions(approver),
+        ],
         readiness=readiness,
         lifespan=lifespan,
         auth=settings.auth,

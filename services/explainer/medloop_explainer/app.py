@@ -38,7 +38,9 @@ def create_app(settings: ExplainerSettings) -> App:
     some ten seconds in the background."""
     registry = Registry(settings.tracking.tracking_uri)
     records = open_records(settings.storage.records_url)
-    explainer = Explainer(Models(registry, open_objects(settings.storage.objects_url), settings.home))
+    storage = settings.storage
+    prompt_objects = open_objects(storage.objects_url, within=storage.objects_seconds)  # somebody waits for a model
+    explainer = Explainer(Models(registry, prompt_objects, settings.home), open_objects(storage.objects_url))
     jobs = Jobs(records)
     readiness = Readiness()
 

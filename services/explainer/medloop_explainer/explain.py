@@ -10,6 +10,7 @@ from medloop.data.manifest import Manifest, load_manifest
 from medloop.errors import InvalidRequest
 from medloop.registry import Version
 from medloop.schemas import Attribution, Explanation, ExplanationCreate, ExplanationIndex
+from medloop.storage.objects import ObjectStore
 from medloop.vision.overlay import overlay
 from medloop.vision.prepare import prepare
 
@@ -24,10 +25,12 @@ _DECIMALS = 7  # of values in JSON: a millionth of the probability is nothing, a
 
 
 class Explainer:
-    """Explains one image at a time: torch takes every core for each, so two at once would both be slower."""
+    """Explains one image at a time: torch takes every core for each, so two at once would both be slower. Images of a
+    set, which nobody waits for, are read from `objects`."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, objects: ObjectStore) -> None:
         self.models = models
+        self.objects = objects
         self._turn = threading.Lock()
 
     def explain(self, version: Version, data: bytes, target: str | None, methods: Sequence[Method]) -> Explanation:
@@ -69,13 +72,13 @@ class Explainer:
 
         version = self.models.find(request.model, request.version)
         model = self.models.open(version)
-        manifest = load_manifest(self.models.objects, model.bundle.card.dataset_id)
+        manifest = load_manifest(self.objects, model.bundle.card.dataset_id)
         rows = _chosen(manifest, request)
         found = ExplainedSet(model.ref, request.split, model.bundle.card.classes)
         for done, number in enumerate(rows):
             progress("explain", done, len(rows))
             row = manifest.rows[number]
-            pixels = prepare(self.models.objects.get(row.location), model.bundle.card.preparation)
+            pixels = prepare(self.objects.get(row.location), model.bundle.card.preparation)
             with self._turn:
                 said = probabilities(model, pixels)
                 found.add(number, row, pixels, said, reasons(model, pixels, int(said.argmax()), METHODS))

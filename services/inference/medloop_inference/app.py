@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from medloop.auth import check_signed
-from medloop.errors import InvalidRequest, MedLoopError, Overloaded, UnsupportedImage
+from medloop.errors import InvalidRequest, MedLoopError, Overloaded, Unavailable, UnsupportedImage
 from medloop.http import App, Direct, Readiness, problem, require
 from medloop.http import create_app as create_base
 from medloop.schemas import Correction, Person, Prediction, PredictionBatch, ServedModel
@@ -145,9 +145,22 @@ async def correct(
     if parts.correcting.statistics().tasks_waiting >= MOST_CORRECTIONS:
         raise Overloaded(f"{MOST_CORRECTIONS} corrections wait already; send this again later.")
     submission = Submission(prediction_id, label, author, comment, data, frame)
-    correction, new = await to_thread.run_sync(parts.corrections.submit, submission, limiter=parts.correcting)
+    correction, new = await _stored(parts, submission)
     response.status_code = 201 if new else 200
     return correction
+
+
+async def _stored(parts: Service, submission: Submission) -> tuple[Correction, bool]:
+    """What `Corrections.submit` returns, in time whatever hangs. A thread that nobody waits for any more ends by the
+    time limits of the stores, and hurts nobody: the same correction sent again is the same one."""
+    seconds = parts.within_seconds(submission)
+    try:
+        with fail_after(seconds):
+            return await to_thread.run_sync(
+                parts.corrections.submit, submission, limiter=parts.correcting, abandon_on_cancel=True
+            )
+    except TimeoutError as exc:
+        raise Unavailable(f"The correction could not be stored within {seconds:g} s; send it again later.") from exc
 
 
 @router.get(

@@ -14,6 +14,7 @@ from medloop.registry import Registry
 from medloop.schemas import EngineCheck, Prediction, ServedModel
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
+from medloop.vision.dicom import is_dicom
 from medloop.vision.dicom_reader import DicomReader
 from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ from medloop_inference.answer import record_of
 from medloop_inference.background import Neighbours, Periodic
 from medloop_inference.batcher import Settled
 from medloop_inference.champion import Watcher
-from medloop_inference.corrections import Corrections
+from medloop_inference.corrections import Corrections, Submission
 from medloop_inference.delivery import Entry
 from medloop_inference.handover import Collector, Handover
 from medloop_inference.loading import Wanted
@@ -37,8 +38,11 @@ from medloop_inference.traced import TracedPredictor
 
 CORRECTING = 2
 """Corrections that are decoded and stored at once: they must not take the processor from predictions."""
-CORRECTION_SECONDS = 10.0
-"""How long a correction may wait for the process that reads DICOM; a person would rather wait than send it again."""
+CORRECTION_SECONDS = 5.0
+"""How long a correction may take beside the way of its image into objects: its turn, decoding, records."""
+DICOM_SECONDS = 10.0
+"""How long a correction may wait for the process that reads DICOM, a person would rather wait than send it again; and
+how long that may read."""
 READING = 4
 """Listings that are read from records at once: slow records must not take the threads that others need."""
 logger = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ class Service:
         check_offered(settings.engine.engine, settings.engine.precision)
         registry = Registry(settings.tracking.tracking_uri)
         self.objects: ObjectStore = open_objects(settings.storage.objects_url)
+        prompt_objects = open_objects(settings.storage.objects_url, within=settings.storage.objects_seconds)
         self.records: RecordStore = open_records(settings.storage.records_url)
         self.watcher = Watcher(
             model,
@@ -102,9 +107,10 @@ class Service:
             busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
             self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
         self.correcting, self.reading = CapacityLimiter(CORRECTING), CapacityLimiter(READING)
-        self.correction_dicom = DicomReader(wait_seconds=CORRECTION_SECONDS)
-        self.corrections = Corrections(model, self.objects, self.records, self.correction_dicom)
-        self.neighbours = Neighbours({"objects": self.objects.ping, "records": self.records.ping})
+        self.correction_seconds = settings.storage.objects_seconds + CORRECTION_SECONDS
+        self.correction_dicom = DicomReader(seconds=DICOM_SECONDS, wait_seconds=DICOM_SECONDS)
+        self.corrections = Corrections(model, prompt_objects, self.records, self.correction_dicom)
+        self.neighbours = Neighbours({"objects": prompt_objects.ping, "records": self.records.ping})
         metrics.register(ServingState(self.watcher, lambda: self.degraded, self._gauges(), self._counters()))
         ProcessCollector(registry=metrics)
         self._background = [
@@ -158,6 +164,11 @@ class Service:
             except ValidationError:
                 logger.exception("the record of prediction %s cannot be read", record.id)
         return found
+
+    def within_seconds(self, submission: Submission) -> float:
+        """How long a correction may take, whatever hangs; DICOM has the time that reading it may take besides."""
+        dicom = submission.image is not None and is_dicom(submission.image)
+        return self.correction_seconds + (2 * DICOM_SECONDS if dicom else 0.0)
 
     def check_door(self) -> None:
         """Raise Overloaded unless one more request can be answered in time; whoever is turned away is counted."""

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unauthenticated
+from medloop.errors import InvalidRequest, MedLoopError, RateLimited, Unauthenticated, Unavailable
 from medloop.log import request_id
 from medloop.schemas import Problem
 from medloop.settings import said
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
 TOLD_SECONDS = 60.0
+RETRY_SECONDS = 5
+"""When to ask again where a neighbour is out of reach: it has to come back first."""
 
 Dialects = Mapping[str, Callable[[Problem], Mapping[str, Any]]]
 """By the first segment of a path, such as `v2`: what problem documents there hold as well, since a protocol's own
@@ -63,6 +65,8 @@ def headers_of(error: MedLoopError) -> dict[str, str]:
     """What HTTP wants said in a header as well."""
     if isinstance(error, RateLimited):
         return {"retry-after": str(error.retry_after)}
+    if isinstance(error, Unavailable) and error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"retry-after": str(RETRY_SECONDS)}
     return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 

@@ -60,21 +60,32 @@ class ObjectStore(Protocol):
         ...
 
     def ping(self) -> None:
-        """Return if the store answers; raises `StorageUnavailable` (or `StorageFull`) within seconds otherwise."""
+        """Return if the store answers; raises `StorageUnavailable` or `StorageFull` otherwise."""
         ...
 
 
-def open_objects(url: str) -> ObjectStore:
+def open_objects(url: str, *, within: float | None = None) -> ObjectStore:
     """The store at `file:///…` or `s3://bucket/prefix`; raises `InvalidRequest` for any other address.
+
+    `within` is for whoever has a person waiting: each verb answers, or raises `StorageUnavailable`, within so many
+    seconds, whatever hangs (`medloop.storage.prompt`). Without it, what is slow is waited for, in S3 for minutes.
 
     Opening touches neither disk nor network, so that a service starts while its storage is down. S3 takes endpoint,
     region and credentials from AWS's own variables (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …).
     """
     # Imported here: the implementations import this module, and boto3 costs half a second.
+    if within is not None:
+        from medloop.storage.prompt import PromptObjects
+
+        return PromptObjects(_open(url, within), within)
+    return _open(url)
+
+
+def _open(url: str, within: float | None = None) -> ObjectStore:
     if url.startswith("s3://"):
         from medloop.storage.s3 import S3Objects
 
-        return S3Objects.open(url)
+        return S3Objects.open(url, within)
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
         from medloop.storage.folder import FolderObjects

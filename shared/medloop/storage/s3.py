@@ -33,8 +33,9 @@ class S3Objects:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
 
     @classmethod
-    def open(cls, url: str) -> "S3Objects":
-        """The store at `s3://bucket/prefix`; nothing is sent yet."""
+    def open(cls, url: str, within: float | None = None) -> "S3Objects":
+        """The store at `s3://bucket/prefix`; nothing is sent yet. A request that nobody waits for after `within`
+        seconds has two attempts in that time; one that nobody waits for at all, more and longer ones."""
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -47,9 +48,9 @@ class S3Objects:
         # Servers other than Amazon's are reached by one host name, which cannot carry the bucket's.
         own_server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config = Config(
-            connect_timeout=3,
-            read_timeout=30,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=3 if within is None else within / 2,
+            read_timeout=30 if within is None else within / 2,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS if within is None else 2},
             max_pool_connections=32,
             s3={"addressing_style": "path"} if own_server else None,
         )

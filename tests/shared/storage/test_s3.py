@@ -1,6 +1,8 @@
-"""What S3 does when it fails, told by a small server that answers as a test says."""
+"""What S3 does when it fails or says nothing, told by a small server that answers as a test says, and when."""
 
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,6 +19,11 @@ class ScriptedS3(ThreadingHTTPServer):
         self.script = script
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.writer = ""
+        self.asked, self.answering = threading.Event(), threading.Event()
+        self.answering.set()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that gave up is what a test is about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -26,6 +33,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen.append((self.command, dict(self.headers)))
+        self.server.asked.set()
+        self.server.answering.wait()
         script = self.server.script
         status, code = script.pop(0) if len(script) > 1 else script[0]
         body = f"<Error><Code>{code}</Code><Message>told</Message></Error>".encode() if status >= 300 else b""
@@ -64,6 +73,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
     yield start
     for server in servers:
+        server.answering.set()
         server.shutdown()
         server.server_close()
 
@@ -125,3 +135,43 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageUnavailable, match="cannot be reached") as caught:
         open_objects("s3://bucket").ping()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("connects", [True, False], ids=["says nothing", "takes no connection"])
+def test_whoever_has_a_person_waiting_is_told_in_time(connects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64 if connects else 0) as silent:
+        address = silent.getsockname()
+        waiting = [] if connects else [_connecting(address) for _ in range(4)]  # more than there is room for
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{address[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+        objects = open_objects("s3://bucket", within=0.2)
+        began = time.monotonic()
+        for ask in (lambda: objects.put_if_absent("key", b"x"), lambda: objects.get("key"), objects.ping):
+            with pytest.raises(StorageUnavailable):
+                ask()
+        assert time.monotonic() - began < 10  # a single patient attempt takes longer than these together
+        for each in waiting:
+            each.close()
+
+
+def _connecting(address: tuple[str, int]) -> socket.socket:
+    opened = socket.socket()
+    opened.setblocking(False)
+    opened.connect_ex(address)
+    return opened
+
+
+def test_work_that_nobody_waits_for_is_patient(serve: Serve) -> None:
+    server, patient = serve((200, ""))
+    prompt = open_objects("s3://bucket/prefix", within=0.2)
+    server.answering.clear()
+    writing = threading.Thread(target=patient.put, args=("key", b"x"))
+    writing.start()
+    assert server.asked.wait(60)
+    with pytest.raises(StorageUnavailable):
+        prompt.put("key", b"x")
+    assert writing.is_alive()  # it has outlasted somebody who began later
+    server.answering.set()
+    writing.join(60)
+    assert not writing.is_alive()
