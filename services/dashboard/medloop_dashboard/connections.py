@@ -90,8 +90,8 @@ def signed_in(
 ) -> str | None:
     """Whom the proxy in front has signed in, as `headers` say. Without one, anybody may have written that.
 
-    `headers` are those that the page's connection was opened with, for hours maybe, and what a load balancer signs
-    expires in minutes: it is checked once, when `session` first sees it.
+    `headers` are those that the page's connection was opened with, hours ago maybe, and what a load balancer signs is
+    for one request and soon expires: it is checked once, when `session` first sees it.
     """
     if not auth.proxy:
         return None
