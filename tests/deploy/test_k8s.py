@@ -253,6 +253,7 @@ def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[
         **dict.fromkeys(("retrain", "train", "search"), training),
         "evaluate": asking | {UntrustedModel.exit_status},
         "score": asking,
+        "train-distributed": set(),
     }
     assert not {Preempted.exit_status, Unavailable.exit_status} & (training | asking)
 

@@ -137,7 +137,7 @@ def _run(
     if resume is not None and given:
         option = "--" + next(iter(given)).replace("_", "-")
         raise InvalidRequest(f"{option} cannot be changed in a run that goes on; leave it out, or train anew.")
-    with _leading(settings, model) as begun, bars(progress) as shown:
+    with _leading(settings, model, dataset_id) as begun, bars(progress) as shown:
         if (run_id := resume or begun) is not None:
             return resume_training(settings, run_id, model, shown, stop, dataset_id)
         if dataset_id is None:
@@ -146,9 +146,11 @@ def _run(
 
 
 @contextmanager
-def _leading(settings: TrainerSettings, model: str | None = None) -> Iterator[str | None]:
-    """For a process alone, and for the first of those that torchrun started, which is told the run that they began
-    of `model` before they were started anew. Another one follows it instead, and ends."""
+def _leading(
+    settings: TrainerSettings, model: str | None = None, dataset_id: str | None = None
+) -> Iterator[str | None]:
+    """For a process alone, and for the first of those that torchrun started, which is told the run of `model` that they
+    began, on that data set version, before they were started anew. Another one follows it instead, and ends."""
     if not by_torchrun():
         yield None
         return
@@ -159,7 +161,7 @@ def _leading(settings: TrainerSettings, model: str | None = None) -> Iterator[st
         if not ranks.leads:
             follow(settings, ranks, stop)
             raise typer.Exit
-        yield None if model is None else begun_run(settings, model)
+        yield None if model is None else begun_run(settings, model, dataset_id)
 
 
 @app.command()
