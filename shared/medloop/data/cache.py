@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from medloop.data.manifest import Manifest, Row, Split
+from medloop.data.manifest import SPLITS, Manifest, Row, Split
 from medloop.data.parallel import ProgressFn, batched, ordered_map, workers_for
 from medloop.errors import InvalidImage, StorageFull, StorageUnavailable
 from medloop.storage.objects import ObjectStore
@@ -88,16 +88,12 @@ def cache_place(manifest: Manifest, spec: PreparationSpec, folder: Path) -> Path
 
 def label_numbers(manifest: Manifest) -> NDArray[np.int64]:
     """The labels [N] of all rows, as places in the manifest's classes."""
-    number = {name: index for index, name in enumerate(manifest.classes)}
-    return np.array([number[row.label] for row in manifest.rows], dtype=np.int64)
+    return manifest.columns.labels.astype(np.int64)
 
 
 def rows_by_split(manifest: Manifest) -> dict[Split, NDArray[np.int64]]:
     """The numbers of the rows of every split, ascending."""
-    places: dict[Split, list[int]] = {split: [] for split in manifest.counts()}
-    for index, row in enumerate(manifest.rows):
-        places[row.split].append(index)
-    return {split: np.array(rows, dtype=np.int64) for split, rows in places.items()}
+    return {split: manifest.columns.rows_of(split) for split in SPLITS}
 
 
 def _expected(manifest: Manifest, spec: PreparationSpec) -> dict[str, Any]:

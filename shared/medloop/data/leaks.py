@@ -151,10 +151,16 @@ def exact_leaks(manifest: Manifest) -> tuple[str, ...]:
 def leaked_rows(manifest: Manifest, split: Split) -> NDArray[np.int64]:
     """The numbers of the rows of `split` whose pixels also stand in a split that judges it: train is judged by val,
     both by calibration, all by test. Whoever learns from `split` leaves them out; test has none."""
-    judges = SPLITS[SPLITS.index(split) + 1 :]
-    judged = {row.pixel_hash for row in manifest.rows if row.split in judges}
-    leaked = [i for i, row in enumerate(manifest.rows) if row.split == split and row.pixel_hash in judged]
-    return np.array(leaked, dtype=np.int64)
+    columns, number = manifest.columns, SPLITS.index(split)
+    own, judging = columns.splits == number, columns.splits > number
+    shared = np.intersect1d(columns.pixels[own], columns.pixels[judging])
+    if not len(shared):
+        return np.zeros(0, dtype=np.int64)
+    alike = np.isin(columns.pixels, shared)
+    judged = {manifest.rows[i].pixel_hash for i in np.flatnonzero(alike & judging).tolist()}
+    return np.array(
+        [i for i in np.flatnonzero(alike & own).tolist() if manifest.rows[i].pixel_hash in judged], dtype=np.int64
+    )
 
 
 def _near(

@@ -16,77 +16,54 @@ Objects that one version owns, none of which is ever changed (leaks.json comes f
 """
 
 import gzip
-import hashlib
 import io
 import json
-import math
-import re
-import sys
+import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, Literal, get_args
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from medloop.data.columns import Columns, MappedRows, map_rows
+from medloop.data.row import (
+    CORRECTION,
+    FORMAT_VERSION,
+    HASH,
+    SPLITS,
+    Row,
+    Scalar,
+    Split,
+    check_rows,
+    digest,
+    parse_row,
+)
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound
 from medloop.storage.objects import ObjectStore
 
-Split = Literal["train", "val", "calibration", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+__all__ = [
+    "CORRECTION",
+    "SPLITS",
+    "Manifest",
+    "Row",
+    "Scalar",
+    "Split",
+    "dataset_key",
+    "iter_rows",
+    "latest_version",
+    "lineage",
+    "load_manifest",
+]
 
-Scalar = str | int | float | bool | None
-
-CORRECTION = "correction"
-"""The `source` of a row whose label a person gave to an image that a model had been asked about."""
-
-FORMAT_VERSION = 1
-_SHARDS = 256
-_REPEATED = frozenset({"label", "split", "group", "source"})
-_HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One labelled image.
-
-    `byte_hash` is the SHA-256 of the stored bytes and `pixel_hash` that of the decoded pixels, both in hex; `group`
-    ("" = none) is the patient, scan or smear that must stay in one split; `source` says in a word where the image came
-    from; `location` is the object key of the bytes and no part of the data set's id.
-    """
-
-    byte_hash: str
-    pixel_hash: str
-    label: str
-    split: Split
-    group: str = ""
-    source: str = ""
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
-    location: str = ""
-
-    def canonical(self) -> str:
-        """The row as one line of JSON with sorted keys and without its location: what the id is made of."""
-        return json.dumps(self._content(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {**self._content(), "location": self.location}, sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "byte_hash": self.byte_hash,
-            "group": self.group,
-            "label": self.label,
-            "metadata": dict(self.metadata),
-            "pixel_hash": self.pixel_hash,
-            "source": self.source,
-            "split": self.split,
-        }
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set version: `rows` in canonical order, whatever order they were given in.
+    """A data set version: `rows` in canonical order, whatever order they were given in; a tuple, or `MappedRows`.
 
     `name` is the lineage and `parent` the version before; neither is part of the id. Raises `InvalidDataset` when a row
     names an unknown class or split, or a metadata value that JSON has no word for.
@@ -94,7 +71,7 @@ class Manifest:
 
     name: str
     classes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     parent: str | None = None
     id: str = field(init=False)
     """The Merkle digest of classes and rows, 64 hex digits."""
@@ -102,23 +79,31 @@ class Manifest:
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
             raise InvalidDataset(f"The class names of {self.name} repeat themselves; give every class its own name.")
-        _check_rows(self.rows, frozenset(self.classes))
+        if isinstance(self.rows, MappedRows) and self.rows.classes == self.classes:
+            object.__setattr__(self, "id", self.rows.id)
+            return
+        check_rows(self.rows, frozenset(self.classes))
         lines = [row.canonical() for row in self.rows]
         # byte_hash is the first key of a line, so sorting lines sorts shards too.
         order = sorted(range(len(lines)), key=lines.__getitem__)
         object.__setattr__(self, "rows", tuple(self.rows[i] for i in order))
-        pairs = ((self.rows[place].byte_hash, lines[i]) for place, i in enumerate(order))
-        object.__setattr__(self, "id", _digest(self.classes, pairs))
+        object.__setattr__(self, "id", digest(self.classes, (lines[i].encode() for i in order)))
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What is asked of all rows at once, without going through them."""
+        return self.rows.columns if isinstance(self.rows, MappedRows) else Columns.of(self.rows, self.classes)
 
     def of(self, split: Split) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.split == split)
 
     def counts(self) -> dict[Split, dict[str, int]]:
         """Images by split and class; every split and class is there, also with 0."""
-        table: dict[Split, dict[str, int]] = {split: dict.fromkeys(self.classes, 0) for split in SPLITS}
-        for row in self.rows:
-            table[row.split][row.label] += 1
-        return table
+        labels, splits, width = self.columns.labels, self.columns.splits, len(self.classes)
+        table = np.bincount(splits * np.int64(width) + labels, minlength=len(SPLITS) * width).reshape(-1, width)
+        return {
+            split: dict(zip(self.classes, row, strict=True)) for split, row in zip(SPLITS, table.tolist(), strict=True)
+        }
 
     def summary(self) -> dict[str, Any]:
         """What dataset.json holds."""
@@ -139,18 +124,26 @@ class Manifest:
         _enter_lineage(objects, self.name, self.id, self.parent)
 
 
-def load_manifest(objects: ObjectStore, dataset_id: str, *, name: str | None = None) -> Manifest:
+def load_manifest(
+    objects: ObjectStore, dataset_id: str, *, name: str | None = None, folder: Path | None = None
+) -> Manifest:
     """Read a version back and verify that its rows still give its id.
 
     The same data may stand in several lineages: `name` says under which it is wanted (default: where it was first
-    saved). Raises `NotFound` for an unknown id or a lineage without it, `InvalidDataset` for a damaged manifest.
+    saved). With a `folder` the rows are kept in nameless files there instead of memory, as long as it has room for them
+    (about 300 bytes a row). Raises `NotFound` for an unknown id or a lineage without it, `InvalidDataset` for a damaged
+    manifest.
     """
-    rows = tuple(iter_rows(objects, dataset_id))
+    packed = objects.get(_rows_key(_checked_id(dataset_id)))
     summary = _read_summary(objects, dataset_id)
+    classes = tuple(summary["classes"])
+    mapped = None if folder is None else _mapped(packed, dataset_id, classes, folder)
+    rows = tuple(_parsed(packed, dataset_id)) if mapped is None else mapped
+    del packed  # which is as large as a third of the rows
     parent: str | None = summary["parent"]
     if name is not None and name != summary["name"]:
         parent = _parent_in(objects, name, dataset_id)
-    manifest = Manifest(name or summary["name"], tuple(summary["classes"]), rows, parent)
+    manifest = Manifest(name or summary["name"], classes, rows, parent)
     if manifest.id != dataset_id:
         raise _damaged(dataset_id)
     return manifest
@@ -161,13 +154,7 @@ def iter_rows(objects: ObjectStore, dataset_id: str) -> Iterator[Row]:
 
     Verifies nothing but each row's form; `load_manifest` recomputes the id.
     """
-    packed = objects.get(_rows_key(_checked_id(dataset_id)))
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as lines:
-            for line in lines:
-                yield _parse_row(line)
-    except (OSError, EOFError, zlib.error, ValueError, TypeError) as exc:
-        raise _damaged(dataset_id) from exc
+    yield from _parsed(objects.get(_rows_key(_checked_id(dataset_id))), dataset_id)
 
 
 def lineage(objects: ObjectStore, name: str) -> tuple[str, ...]:
@@ -186,40 +173,27 @@ def dataset_key(dataset_id: str, file: str) -> str:
     return f"datasets/{_checked_id(dataset_id)}/{file}"
 
 
-def _parse_row(line: bytes) -> Row:
-    fields = json.loads(line)
-    if not isinstance(fields, dict):
-        raise ValueError("the row is no object")
-    # Rows by the million share few words, of which each is kept once.
-    row = Row(**fields | {name: sys.intern(fields[name]) for name in _REPEATED & fields.keys()})
-    texts = (row.byte_hash, row.pixel_hash, row.label, row.split, row.group, row.source, row.location)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(row.metadata, dict):
-        raise ValueError("a field of the row has the wrong type")
-    return row
+def _parsed(packed: bytes, dataset_id: str) -> Iterator[Row]:
+    try:
+        yield from map(parse_row, _lines(packed))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as exc:
+        raise _damaged(dataset_id) from exc
 
 
-def _check_rows(rows: Iterable[Row], classes: frozenset[str]) -> None:
-    for row in rows:
-        if not _HASH.fullmatch(row.byte_hash):
-            raise InvalidDataset(f"An image's byte hash is {row.byte_hash!r}, which is no SHA-256 in hex.")
-        if row.label not in classes:
-            raise InvalidDataset(f"An image is labelled {row.label!r}, which is none of the data set's classes.")
-        if row.split not in SPLITS:
-            raise InvalidDataset(f"An image stands in split {row.split!r}; splits are {', '.join(SPLITS)}.")
-        if any(isinstance(value, float) and not math.isfinite(value) for value in row.metadata.values()):
-            raise InvalidDataset("A metadata column holds NaN or infinity; leave such values empty.")
+def _mapped(packed: bytes, dataset_id: str, classes: tuple[str, ...], folder: Path) -> MappedRows | None:
+    """None when that cannot be."""
+    try:
+        return map_rows(_lines(packed), classes, folder)
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, TypeError) as exc:
+        raise _damaged(dataset_id) from exc
+    except OSError as exc:
+        log.warning("the rows of the data set are held in memory, and not in %s: %s", folder, exc)
+        return None
 
 
-def _digest(classes: tuple[str, ...], lines: Iterable[tuple[str, str]]) -> str:
-    """`lines`: (byte hash, canonical line) pairs in canonical order."""
-    shards = [hashlib.sha256(b"").hexdigest()] * _SHARDS
-    for prefix, shard in groupby(lines, key=lambda pair: pair[0][:2]):
-        digest = hashlib.sha256()
-        for _, line in shard:
-            digest.update(line.encode() + b"\n")
-        shards[int(prefix, 16)] = digest.hexdigest()
-    root = {"format": FORMAT_VERSION, "classes": list(classes), "shards": shards}
-    return hashlib.sha256(json.dumps(root, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _lines(packed: bytes) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as lines:
+        yield from lines
 
 
 def _pack(rows: Iterable[Row]) -> bytes:
@@ -244,7 +218,7 @@ def _lineage_prefix(name: str) -> str:
 
 
 def _checked_id(dataset_id: str) -> str:
-    if not _HASH.fullmatch(dataset_id):
+    if not HASH.fullmatch(dataset_id):
         raise InvalidRequest("A data set id is 64 hexadecimal digits; `medloop dataset show` prints it.")
     return dataset_id
 
