@@ -1,7 +1,6 @@
 """From a data set version to what the loop eats: which preparation fits, which images may be learnt from."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +38,10 @@ class Looks:
 def look_at(manifest: Manifest, objects: ObjectStore) -> Looks:
     """Decode some training images, evenly spread over the rows (which are ordered by hash, so this is a random draw
     that is the same every time)."""
-    rows = manifest.of("train")
+    rows = manifest.columns.rows_of("train")
     colour, side = False, 1
     for place in np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int)):
-        pixels = decode(objects.get(rows[place].location)).pixels
+        pixels = decode(objects.get(manifest.rows[rows[place]].location)).pixels
         colour = colour or _has_colour(pixels)
         side = max(side, *pixels.shape[:2])
     return Looks(colour, side)
@@ -74,13 +73,13 @@ def clean_rows(manifest: Manifest) -> CleanRows:
             f"All images are of one class, {', '.join(manifest.classes) or 'without a name'}; add images of another: "
             "there is nothing to tell apart."
         )
-    kept, left_out = {}, 0
+    columns, kept, left_out = manifest.columns, {}, 0
     for split in ("train", "val", "calibration"):
-        rows = np.array([i for i, row in enumerate(manifest.rows) if row.split == split], dtype=np.int64)
-        kept[split] = np.setdiff1d(rows, leaked_rows(manifest, split))
-        left_out += len(rows) - len(kept[split])
-    counts = Counter(manifest.rows[i].label for i in kept["train"].tolist())
-    missing = [name for name in manifest.classes if not counts[name]]
+        rows, leaked = columns.rows_of(split), leaked_rows(manifest, split)
+        kept[split] = np.delete(rows, np.searchsorted(rows, leaked))
+        left_out += len(leaked)
+    counts = np.bincount(columns.labels[kept["train"]], minlength=len(manifest.classes))
+    missing = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
     if missing:
         raise InvalidDataset(
             f"There is no training image of {', '.join(missing)} (copies of images in other splits do not count); "
@@ -113,12 +112,12 @@ def gather(
     settings: PixelSettings | None = None,
 ) -> Material:
     """Fetch the version as lineage `model` has it, and decode it unless that was done before, into `cache_dir` or
-    objects as `settings` (by itself: the environment) say.
+    objects as `settings` (by itself: the environment) say. The version's rows lie in `cache_dir`, too, if it has room.
 
     Raises NotFound, InvalidDataset (also for a manifest that does not give its id any more), StorageUnavailable,
     StorageFull.
     """
-    manifest = _version(objects, dataset_id, model)
+    manifest = _version(objects, dataset_id, model, cache_dir)
     rows = clean_rows(manifest)
     try:
         leaks = load_leaks(objects, dataset_id)
@@ -130,9 +129,9 @@ def gather(
     return Material(manifest, spec, prepared, rows, leaks)
 
 
-def _version(objects: ObjectStore, dataset_id: str, model: str) -> Manifest:
+def _version(objects: ObjectStore, dataset_id: str, model: str, folder: Path) -> Manifest:
     try:
-        return load_manifest(objects, dataset_id, name=model)
+        return load_manifest(objects, dataset_id, name=model, folder=folder)
     except NotFound as exc:
         if dataset_id in lineage(objects, model):
             raise
@@ -151,4 +150,5 @@ def normalisation(cache: Prepared, rows: NDArray[np.int64]) -> tuple[list[float]
 
 def hashes(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """uint8 [N, 32]: the SHA-256 of the stored bytes of `rows`."""
-    return np.array([list(bytes.fromhex(manifest.rows[i].byte_hash)) for i in rows.tolist()], dtype=np.uint8)
+    found = b"".join(bytes.fromhex(manifest.rows[i].byte_hash) for i in rows.tolist())
+    return np.frombuffer(found, dtype=np.uint8).reshape(-1, 32)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from medloop.data.manifest import CORRECTION
 from medloop.errors import InvalidRequest
 from medloop.nets import Architecture, ServedNetwork, build
 from medloop.storage.objects import ObjectStore
@@ -229,13 +228,14 @@ def images_of(material: Material, correction_weight: int = 1) -> Images:
     """What `fit` takes. A training image that a person corrected stands there `correction_weight` times, so that every
     pass shows it so much more often, and the classes' shares follow."""
     rows = material.rows.train
-    shown = np.repeat(rows, np.where(_corrected(material), correction_weight, 1))
+    corrected = _corrected(material)
+    shown = np.repeat(rows, np.where(corrected, correction_weight, 1)) if corrected.any() else rows
     cache = material.cache
     return Images(cache.images, cache.labels, shown, material.rows.val, cache.shards)
 
 
 def _corrected(material: Material) -> NDArray[np.bool_]:
-    return np.array([material.manifest.rows[i].source == CORRECTION for i in material.rows.train.tolist()], dtype=bool)
+    return material.manifest.columns.corrected[material.rows.train]
 
 
 def _normalisation(material: Material, pretrained: str | None) -> tuple[list[float], list[float]]:

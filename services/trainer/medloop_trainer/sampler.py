@@ -30,7 +30,7 @@ class Sampler:
         """`labels` [N] are those of the training images, N ≥ 1, and `shards` [N] where they lie, from 0; one by
         itself."""
         self._seed = recipe.seed
-        self._labels = labels
+        self._labels = labels.astype(np.min_scalar_type(labels.max()))  # kept small: training holds it to its end
         counts = np.bincount(labels)
         self.shares: NDArray[np.float64] = recipe.shown_shares(counts.tolist())
         """Shares [K] of what is shown, by class."""
@@ -39,14 +39,14 @@ class Sampler:
         self._shards = np.zeros(len(labels), np.int32) if shards is None else shards
         self.windows = -(-(int(self._shards.max()) + 1) // WINDOW)
         """In one pass."""
-        self._present: tuple[int, list[NDArray[np.int64]]] = (-1, [])
+        self._present = (-1, np.zeros(0, np.int32))
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Places in the labels, int64 [B], of what step `step` (from 0) shows, over all ranks together."""
         number, place = divmod(step, self.batches)
         if self._present[0] != number:
-            self._present = (number, np.array_split(self._order(number), self.batches))
-        return self._present[1][place]
+            self._present = (number, self._order(number))
+        return self._present[1][self.shown(place) : self.shown(place + 1)].astype(np.int64)
 
     def shown(self, steps: int) -> int:
         """How many images the first `steps` steps show together."""
@@ -54,21 +54,20 @@ class Sampler:
         n, batches = len(self._labels), self.batches
         return passes * n + rest * (n // batches) + min(rest, n % batches)
 
-    def _order(self, number: int) -> NDArray[np.int64]:
+    def _order(self, number: int) -> NDArray[np.int32]:
         source = generator(self._seed, "order", number)
         bounds = np.rint(np.concatenate([[0.0], np.cumsum(len(self._labels) * self.shares)])).astype(int)
-        chosen = [self._of_class(k, int(count), source) for k, count in enumerate(np.diff(bounds))]
-        order = np.concatenate(chosen)
+        order = np.concatenate([self._of_class(k, int(count), source) for k, count in enumerate(np.diff(bounds))])
         shuffled = order[torch.randperm(len(order), generator=source).numpy()]
         if self.windows == 1:
             return np.asarray(shuffled)
         place = torch.randperm(int(self._shards.max()) + 1, generator=source).numpy()
-        window = place * self.windows // len(place)
+        window = (place * self.windows // len(place)).astype(np.min_scalar_type(self.windows))
         return np.asarray(shuffled[np.argsort(window[self._shards[shuffled]], kind="stable")])
 
-    def _of_class(self, k: int, count: int, source: torch.Generator) -> NDArray[np.int64]:
+    def _of_class(self, k: int, count: int, source: torch.Generator) -> NDArray[np.int32]:
         """`count` places of class k: whole passes over it, the last one cut short."""
-        places = np.flatnonzero(self._labels == k)
+        places = np.flatnonzero(self._labels == k).astype(np.int32)
         rounds = -(-count // max(1, len(places)))
         passes = [places[torch.randperm(len(places), generator=source).numpy()] for _ in range(rounds)]
         return np.concatenate([*passes, places[:0]])[:count]
