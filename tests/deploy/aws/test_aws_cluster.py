@@ -1,13 +1,14 @@
-"""The files for eksctl and kubectl: what the cluster has, and that the deployer has the rights it needs, no more."""
+"""The files for eksctl and kubectl: what the cluster has, and that who works in it has the rights it needs, no more."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
+
+from k8s.check.render import CannotCheck, copied, find_kubectl, kustomize
+from k8s.check.schema import faults
 
 ROOT = Path(__file__).parents[3]
 EKS = ROOT / "infra" / "aws" / "eks"
@@ -23,11 +24,16 @@ def cluster() -> dict[str, Any]:
     return read
 
 
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((EKS / name).read_text()))
+
+
 @pytest.fixture(scope="module")
 def rules() -> list[dict[str, Any]]:
+    """The deployer's."""
     return [
         rule
-        for document in yaml.safe_load_all((EKS / "deployer.yaml").read_text())
+        for document in documents("deployer.yaml")
         if document["kind"] in ("Role", "ClusterRole")
         for rule in document["rules"]
     ]
@@ -35,12 +41,19 @@ def rules() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def overlay() -> list[dict[str, Any]]:
-    """The objects of the overlay eks."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("rendering the overlay needs kubectl")
-    command = ["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / "eks")]
-    rendered = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return list(yaml.safe_load_all(rendered))
+    """The objects of the overlay eks with the component monitoring."""
+    try:
+        kubectl = find_kubectl()
+    except CannotCheck as exc:
+        pytest.skip(str(exc))
+    with copied() as root:
+        mine = root / "overlays" / "mine"
+        mine.mkdir()
+        (mine / "kustomization.yaml").write_text(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+            "resources: [../eks]\ncomponents: [../../components/monitoring]\n"
+        )
+        return list(yaml.safe_load_all(kustomize(kubectl, mine)))
 
 
 def test_the_cluster_is_encrypted_logged_and_reached_from_where_was_said(cluster: dict[str, Any]) -> None:
@@ -56,32 +69,76 @@ def test_the_cluster_is_encrypted_logged_and_reached_from_where_was_said(cluster
         assert (group["privateNetworking"], group["volumeEncrypted"], group["disablePodIMDS"]) == (True, True, True)
 
 
-def test_the_deployer_reads_no_secret_opens_no_shell_and_gives_no_rights(rules: list[dict[str, Any]]) -> None:
+def test_the_deployer_asks_for_no_secret_has_no_way_into_a_pod_and_makes_only_config_maps(
+    rules: list[dict[str, Any]],
+) -> None:
+    """Nothing here keeps it from a Secret that a Deployment mounts: it changes Deployments."""
     for rule in rules:
-        assert not {"*", "secrets", "pods/exec", "pods/attach", "nodes", "serviceaccounts/token"} & set(
-            rule["resources"]
-        )
-        assert not {"*", "delete", "deletecollection", "bind", "escalate", "impersonate"} & set(rule["verbs"])
+        resources, verbs = set(rule["resources"]), set(rule["verbs"])
+        assert "*" not in resources
+        assert not {"secrets", "nodes"} & resources
+        assert not [resource for resource in resources if "/" in resource], "neither a shell, a port nor a token"
+        assert verbs <= {"get", "list", "watch", "create", "patch"}
+        assert "create" not in verbs or resources == {"configmaps"}
         assert "rbac.authorization.k8s.io" not in rule["apiGroups"]
         if "resourceNames" in rule:
-            assert rule["verbs"] == ["get"]
+            assert verbs == {"get"}
 
 
-def test_the_deployer_may_apply_each_kind_of_the_overlay_and_no_other(
+def test_the_deployer_sees_each_kind_of_the_overlay_and_changes_no_account_and_no_source_of_secrets(
     rules: list[dict[str, Any]], overlay: list[dict[str, Any]]
 ) -> None:
     kinds = {
         (document["apiVersion"].rpartition("/")[0].partition("/")[0], resource_of(document["kind"]))
         for document in overlay
     }
-    applied = {
-        (group, resource)
-        for rule in rules
-        if "resourceNames" in rule or "patch" in rule["verbs"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
+    seen, changed = (
+        {
+            (group, each)
+            for rule in rules
+            if verb in rule["verbs"]
+            for group in rule["apiGroups"]
+            for each in rule["resources"]
+        }
+        for verb in ("get", "patch")
+    )
+    assert kinds <= seen
+    assert changed <= kinds
+    assert kinds - changed == {
+        ("", "namespaces"),
+        ("", "serviceaccounts"),
+        ("external-secrets.io", "externalsecrets"),
+        ("external-secrets.io", "secretstores"),
+        ("gateway.networking.k8s.io", "gatewayclasses"),
     }
-    assert kinds == applied
+
+
+def test_the_load_balancer_reads_the_secret_that_its_rule_names_and_no_other(
+    overlay: list[dict[str, Any]], cluster: dict[str, Any]
+) -> None:
+    role, binding = documents("load-balancer.yaml")
+    named = [
+        action["authenticateOIDCConfig"]["secret"]["name"]
+        for document in overlay
+        if document["kind"] == "ListenerRuleConfiguration"
+        for action in document["spec"]["actions"]
+    ]
+    (rule,) = role["rules"]
+    assert (rule["apiGroups"], rule["resources"], rule["resourceNames"]) == ([""], ["secrets"], named)
+    assert rule["verbs"] == ["get", "list", "watch"]
+    assert {document["metadata"]["namespace"] for document in (role, binding)} == {"medloop"}
+    (subject,) = binding["subjects"]
+    accounts = {(each["namespace"], each["serviceAccountName"]) for each in cluster["iam"]["podIdentityAssociations"]}
+    assert (subject["namespace"], subject["name"]) in accounts
+    assert subject["name"] == "aws-load-balancer-controller"
+
+
+@pytest.mark.parametrize("name", ["deployer.yaml", "load-balancer.yaml"])
+def test_what_a_person_applies_is_what_kubernetes_knows(name: str) -> None:
+    found = documents(name)
+    assert [fault for document in found for fault in faults(document)] == []
+    roles = {document["metadata"]["name"] for document in found if "rules" in document}
+    assert {document["roleRef"]["name"] for document in found if "roleRef" in document} == roles
 
 
 def resource_of(kind: str) -> str:
