@@ -18,7 +18,7 @@ FOREIGN = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "MLflow's server",
     "PGDATA": "PostgreSQL's image",
     "HOME": "MongoDB's shell",
-    **dict.fromkeys(("EARLIER_PODS", "LAUNCHER", "LAUNCH"), "k8s/base/trainer/train.sh"),
+    "LAUNCHER": "k8s/base/trainer/train.sh",
     **dict.fromkeys(("PET_RDZV_ID",), "torchrun"),
 }
 """Variables that are not settings of ours, and whose they are."""

@@ -335,56 +335,48 @@ def program(path: Path, *lines: str) -> Path:
     return path
 
 
-class Pod:
-    """train.sh with a stand-in of Python that writes down how it is called."""
-
-    def __init__(self, folder: Path, *trainer: str) -> None:
-        self.calls = folder / "calls"
-        program(
-            folder / "python",
-            f'echo "$*" >> {self.calls}',
-            'case "$*" in',
-            """*'dataset show cells'*) echo '{"id": "0123"}' ;;""",
-            '-c*) exec python3 "$@" ;;',
-            *trainer,
-            "esac",
-        )
-        self.environment = {"PATH": f"{folder}:{os.environ['PATH']}", "MEDLOOP_MODEL": "cells"}
-
-    def start(self, **environment: str) -> "subprocess.Popen[bytes]":
-        command = ["sh", str(ROOT / "k8s" / "base" / "trainer" / "train.sh"), "retrain", "--epochs=3"]
-        return subprocess.Popen(command, env=self.environment | environment)
-
-    def trainings(self) -> list[str]:
-        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return [line.removeprefix("-m medloop_trainer ") for line in lines if line.startswith("-m medloop_trainer")]
+def train_sh(folder: Path, *trainer: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """train.sh with a stand-in of Python that writes into `folder`/calls how it is called."""
+    program(
+        folder / "python",
+        f'echo "$*" >> {folder / "calls"}',
+        'case "$*" in',
+        """*'dataset show cells'*) echo '{"id": "0123"}' ;;""",
+        '-c*) exec python3 "$@" ;;',
+        *trainer,
+        "esac",
+    )
+    command = ["sh", str(ROOT / "k8s" / "base" / "trainer" / "train.sh"), "retrain", "--epochs=3"]
+    known = {"PATH": f"{folder}:{os.environ['PATH']}", "MEDLOOP_MODEL": "cells"}
+    return subprocess.Popen(command, env=known | environment)
 
 
-NEW = "retrain --model cells --dataset-id 0123 --epochs=3"
-RESUMED = "retrain --model cells --resume latest"
-
-
-@pytest.mark.parametrize(
-    ("earlier", "status", "calls"),
-    [("", 0, [NEW]), ("0", 0, [NEW]), ("1", 0, [RESUMED]), ("2", 6, [RESUMED, NEW]), ("1", 9, [RESUMED])],
-)
-def test_a_pod_goes_on_with_what_the_one_before_it_began(
-    tmp_path: Path, earlier: str, status: int, calls: list[str]
-) -> None:
-    pod = Pod(tmp_path, f"*resume*) exit {status} ;;")
-    ended = pod.start(EARLIER_PODS=earlier).wait(timeout=60)
-    assert pod.trainings() == calls
-    assert ended == (0 if status == 6 else status)
+@pytest.mark.parametrize("launcher", ["", "python -m torch.distributed.run --nnodes=2"])
+def test_a_pod_trains_on_the_newest_version(tmp_path: Path, launcher: str) -> None:
+    given = {"LAUNCHER": launcher} if launcher else {}
+    assert train_sh(tmp_path, "*medloop_trainer*) exit 9 ;;", **given).wait(timeout=60) == 9
+    trained = (
+        f"{launcher.removeprefix('python ')} -m medloop_trainer retrain --model cells --dataset-id 0123 --epochs=3"
+    )
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == trained.strip()
 
 
 def test_a_signal_reaches_the_trainer_whose_own_status_is_the_pods(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     os.mkfifo(ready)
-    # The trainer says when it listens; on SIGTERM it takes a moment longer than the shell's own wait does.
-    wait = f"trap 'sleep 0.2; exit 75' TERM; echo listening > {ready}; while :; do sleep 0.05; done"
-    pod = Pod(tmp_path, f"*resume*) {wait} ;;")
-    process = pod.start(EARLIER_PODS="1")
+    wait = f"trap 'exit 75' TERM; echo listening > {ready}; while :; do sleep 0.05; done"
+    process = train_sh(tmp_path, f"*medloop_trainer*) {wait} ;;")
     assert ready.read_text() == "listening\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
-    assert pod.trainings() == [RESUMED]
+
+
+def test_pods_of_one_training_know_what_they_have_in_common(rendered: dict[str, list[Document]]) -> None:
+    found = rendered["all components on dev"]
+    trainings = [one(found, "Job", name)["spec"]["template"]["spec"] for name in ("train", "train-distributed")]
+    trainings.append(one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+    for spec in trainings:
+        given = {variable["name"]: variable for variable in spec["containers"][0]["env"]}
+        uid = given["MEDLOOP_LAUNCH"]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert uid == "metadata.labels['batch.kubernetes.io/controller-uid']"
+        assert "--rdzv-id=$(MEDLOOP_LAUNCH)" in given.get("LAUNCHER", {"value": "--rdzv-id=$(MEDLOOP_LAUNCH)"})["value"]

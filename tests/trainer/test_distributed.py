@@ -11,35 +11,10 @@ from medloop.data.manifest import Manifest
 from medloop.data.sources import phantom_source
 from medloop.registry import CHALLENGER, TAG_OUTCOME, Registry
 from medloop.storage.objects import ObjectStore
-from medloop_trainer.distributed import begun_run
 from medloop_trainer.environment import TAG_LAUNCH
 from medloop_trainer.progress import bars
 from medloop_trainer.settings import TrainerSettings
-from medloop_trainer.track import create_run
 from medloop_trainer.train import resume
-
-
-def test_torchrun_started_again_with_its_id_finds_its_run(
-    registry: Registry, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def begun(launch: str, dataset: str | None = "first") -> str | None:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
-        return begun_run(TrainerSettings(), "cells", dataset)
-
-    assert begun("job") is None
-    other, own = (create_run(registry, "cells", dataset) for dataset in ("second", "first"))
-    for run in (other, own):
-        objects.put(f"training/{run}/checkpoint", b"")
-    assert (begun("job"), begun("job", None), begun("job", "second"), begun("job", "third")) == (own, own, other, None)
-    assert (begun("another"), begun("none")) == (None, None)
-
-    objects.delete(f"training/{own}/checkpoint")
-    assert begun("job") is None, "nothing is left of it"
-    assert registry.client.get_run(own).info.status == "KILLED"
-    registry.client.set_terminated(other, "FINISHED")
-    assert begun("job", "second") is None
-    assert registry.client.get_run(other).info.status == "FINISHED"
-
 
 # The trainer as it is called, but for the leader's bars: in epoch 2 they kill the process, the first time, and in
 # epoch 3 they have torchrun stopped, as an orchestrator would.

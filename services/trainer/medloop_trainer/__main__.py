@@ -14,6 +14,7 @@ from medloop.errors import InvalidRequest, MedLoopError, UntrustedModel
 from medloop.log import configure_logging
 
 from medloop_trainer import flags
+from medloop_trainer.begun import begun_run
 from medloop_trainer.environment import by_torchrun
 from medloop_trainer.progress import Bars, bars
 from medloop_trainer.publish import TrainingResult
@@ -149,19 +150,23 @@ def _run(
 def _leading(
     settings: TrainerSettings, model: str | None = None, dataset_id: str | None = None
 ) -> Iterator[str | None]:
-    """For a process alone, and for the first of those that torchrun started, which is told the run of `model` that they
+    """For a process alone, and for the first of those that torchrun started; it is told the run of `model` that they
     began, on that data set version, before they were started anew. Another one follows it instead, and ends."""
+
+    def begun() -> str | None:
+        return None if model is None else begun_run(settings, model, dataset_id)
+
     if not by_torchrun():
-        yield None
+        yield begun()
         return
     # Not at the top: importing torch takes seconds, which a process alone fills with decoding.
-    from medloop_trainer.distributed import begun_run, follow, joined
+    from medloop_trainer.distributed import follow, joined
 
     with joined() as ranks:
         if not ranks.leads:
             follow(settings, ranks, stop)
             raise typer.Exit
-        yield None if model is None else begun_run(settings, model, dataset_id)
+        yield begun()
 
 
 @app.command()

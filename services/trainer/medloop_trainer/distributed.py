@@ -3,7 +3,7 @@
 The first process leads. It does all that one process alone does, is the only one that tracks, stores, exports and
 registers, and calls the others for what ranks do together: they read the data set version, and train. A process that
 was lost ends all the others; torchrun, told to (`--max-restarts`), starts as many as there are then, and the leader
-goes on with the run that its launch began. So does the leader of a torchrun that is started again with the same id.
+goes on with the run that its launch began.
 """
 
 import logging
@@ -15,19 +15,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from medloop.nets import ServedNetwork, build
-from medloop.registry import TAG_DATASET, TAG_OUTCOME, Registry, translated
 from medloop.storage.objects import open_objects
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from medloop_trainer.budget import measure
-from medloop_trainer.checkpoint import runs_with_checkpoints
 from medloop_trainer.dataset import Material, gather
 from medloop_trainer.device import choose_device
-from medloop_trainer.environment import TAG_LAUNCH, launch
+from medloop_trainer.environment import restarts
 from medloop_trainer.learn import images_of
 from medloop_trainer.loop import fit
-from medloop_trainer.publish import read_finished
 from medloop_trainer.ranks import Ranks
 from medloop_trainer.settings import TrainerSettings
 from medloop_trainer.stop import Stop
@@ -82,46 +79,3 @@ def _join_in(task: Task, material: Material, ranks: Ranks, stop: Stop) -> None:
     else:
         steps, compiled = task.checkpoint_steps, task.compiled
         fit(network, images, task.recipe, device, ranks=ranks, stop=stop, checkpoint_steps=steps, compiled=compiled)
-
-
-def restarts() -> int:
-    """How often torchrun started its processes anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def begun_run(settings: TrainerSettings, model: str, dataset_id: str | None) -> str | None:
-    """The run that this launch began on the data set version (on any, for None) before its processes were started anew,
-    by torchrun or with it, if anything is left of it to go on with. Raises what MLflow and objects do when they do not
-    answer."""
-    own = launch()
-    if own is None:
-        if restarts() > 0:
-            log.warning("torchrun was given no --rdzv-id, so that no run is known to go on with; training begins anew")
-        return None
-    registry = Registry(settings.tracking.tracking_uri)
-    run_id = _newest_of(registry, model, own, dataset_id)
-    if run_id is None:
-        return None
-    if run_id in runs_with_checkpoints(open_objects(settings.storage.objects_url)):
-        return run_id
-    if read_finished(settings.home.home / "training" / run_id) is not None:
-        return run_id
-    with translated(registry.tracking_uri, f"Run {run_id}"):
-        registry.client.set_tag(run_id, TAG_OUTCOME, "killed before its first checkpoint")
-        registry.client.set_terminated(run_id, "KILLED")
-    return None
-
-
-def _newest_of(registry: Registry, model: str, launch_id: str, dataset_id: str | None) -> str | None:
-    """Of the launch's runs, the newest one, unless that came to its end."""
-    with translated(registry.tracking_uri, f"Experiment {model}"):
-        experiment = registry.client.get_experiment_by_name(model)
-        if experiment is None:
-            return None
-        wanted = f"tags.`{TAG_LAUNCH}` = '{launch_id}'"
-        if dataset_id is not None:
-            wanted += f" and tags.`{TAG_DATASET}` = '{dataset_id}'"
-        newest = ["attributes.start_time DESC"]
-        found = registry.client.search_runs([experiment.experiment_id], wanted, max_results=1, order_by=newest)
-    ended = not found or found[0].info.status == "FINISHED"
-    return None if ended else str(found[0].info.run_id)

@@ -105,11 +105,17 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def restarts() -> int:
+    """How often torchrun started its processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def launch() -> str | None:
-    """The id of the torchrun that started this process, which all its processes have, also those it starts anew; None
-    without torchrun, or when it was given none where it needs one."""
-    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if given == "none" else given
+    """What all processes of this training have in common, also those that were started anew: the id of their torchrun,
+    else `MEDLOOP_LAUNCH`. None where neither was given."""
+    by_orchestrator = os.environ.get("MEDLOOP_LAUNCH") or None
+    by_torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return by_orchestrator if by_torchrun == "none" else by_torchrun
 
 
 def package_versions() -> dict[str, str]:
