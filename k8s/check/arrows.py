@@ -5,13 +5,17 @@ namespace has one end; the policy says which by its name, `to-objects` or `from-
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, NamedTuple, TypeAlias
 
 from k8s.check.pods import NAME, templates
 from k8s.check.render import Document
 
-EVERYWHERE = "0.0.0.0/0"
-PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_V4 = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
+PRIVATE: list[Network] = [ip_network(each) for each in (*_V4, "fc00::/7", "fe80::/10")]
+"""The addresses of a VPC or a cluster, and of a node's own services, among them the one that gives out its role."""
 ANY_PORT = 0
 
 
@@ -135,8 +139,7 @@ def _named(
         prefix = "to-" if direction == "egress" else "from-"
         if not policy.startswith(prefix):
             raise ValueError(f"addresses belong into a policy whose name says what they are: {prefix}…")
-        if block["cidr"] == EVERYWHERE and (set(block.get("except", [])) < PRIVATE or _ports(rule) != [443]):
-            raise ValueError(f"{EVERYWHERE} is allowed on port 443 and without private addresses only")
+        _check_addresses(block, _ports(rule))
         return {policy.removeprefix(prefix).partition("-to-")[0]}
     if (namespace := peer.get("namespaceSelector")) is not None:
         names = {"kube-system": "dns", "monitoring": "prometheus"}
@@ -148,6 +151,23 @@ def _named(
     if not peer["podSelector"]:
         raise ValueError("a rule for every Pod of the namespace")
     return selected
+
+
+def _check_addresses(block: dict[str, Any], ports: list[int]) -> None:
+    """Raise ValueError for addresses that are not all private, unless none of them is and the port is 443."""
+    network = ip_network(block["cidr"])
+    left_out = [ip_network(each) for each in block.get("except", [])]
+    if any(_within(network, private) for private in PRIVATE):
+        return
+    inside = [private for private in PRIVATE if _within(private, network)]
+    missing = [private for private in inside if not any(_within(private, each) for each in left_out)]
+    if missing or ports != [443]:
+        raise ValueError(f"{network} is allowed on port 443 and without private addresses only")
+
+
+def _within(inner: Network, outer: Network) -> bool:
+    """Of two networks one holds the other, or they have nothing in common."""
+    return inner.version == outer.version and inner.network_address in outer and inner.prefixlen >= outer.prefixlen
 
 
 def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
