@@ -1,5 +1,6 @@
 """Who looks at a page, as the proxy in front says."""
 
+import socket
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -7,10 +8,10 @@ from typing import Any
 
 import pytest
 from medloop.auth import AuthSettings, signed_header
-from medloop.errors import Unauthenticated, Unavailable
+from medloop.errors import StorageUnavailable, Unauthenticated, Unavailable
 from medloop.testing import LoadBalancer
 from medloop_dashboard import connections
-from medloop_dashboard.connections import signed_in
+from medloop_dashboard.connections import Connections, signed_in
 from medloop_dashboard.settings import DashboardSettings
 from pydantic import ValidationError
 
@@ -99,3 +100,21 @@ def test_a_page_that_stays_open_outlives_what_opened_it_for_a_shift(
 def test_half_a_setting_is_not_taken_for_none(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         DashboardSettings.model_validate(given)
+
+
+def test_a_page_is_told_in_time_that_objects_hang(home: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "MEDLOOP_OBJECTS_URL": "s3://bucket",
+            "MEDLOOP_OBJECTS_SECONDS": "0.2",
+        }.items():
+            monkeypatch.setenv(name, value)
+        opened = Connections.open()
+        began = time.monotonic()
+        with pytest.raises(StorageUnavailable):
+            opened.objects.get("key")
+        assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
+        opened.close()

@@ -19,7 +19,7 @@ from medloop.storage.records import RecordStore
 from medloop.testing import asgi_client
 from medloop_inference.app import create_app
 from medloop_inference.corrections import Corrections
-from medloop_inference.service import Service
+from medloop_inference.service import CORRECTING, Service
 from medloop_inference.settings import RecordingSettings, ServingSettings, Settings
 
 from .conftest import MODEL, NEVER, Evaluator
@@ -162,15 +162,15 @@ async def test_whatever_hangs_a_correction_is_answered_and_stays_one(
 ) -> None:
     hanging = HangingRecords(records)
     service.corrections = Corrections(MODEL, objects, hanging)
-    service.correction_seconds = 0.3
+    service.answer_seconds = 0.3
     prediction_id = new_id()
     began = time.monotonic()
-    answers = [await correct(client, prediction_id, grey(9)) for _ in range(2)]
+    answers = [await correct(client, prediction_id, grey(9)) for _ in range(CORRECTING + 1)]
     assert time.monotonic() - began < LONG
-    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "unavailable")] * 2
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "unavailable")] * 3
     assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
     hanging.answering.set()
     assert hanging.done.wait(60)
-    service.correction_seconds = LONG
+    service.answer_seconds = LONG
     assert (await correct(client, prediction_id, grey(9))).status_code == 200  # it was stored all the same
     assert len((await client.get("/v1/corrections")).json()) == 1

@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from anyio import fail_after, to_thread
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from medloop.auth import check_signed
-from medloop.errors import InvalidRequest, MedLoopError, Overloaded, Unavailable, UnsupportedImage
+from medloop.errors import InvalidRequest, MedLoopError, UnsupportedImage
 from medloop.http import App, Direct, Readiness, problem, require
 from medloop.http import create_app as create_base
 from medloop.schemas import Correction, Person, Prediction, PredictionBatch, ServedModel
@@ -28,8 +28,6 @@ from medloop_inference.foreign import BINARY, LONGEST_TIMEOUT_MS, check_count, o
 from medloop_inference.service import Service
 from medloop_inference.settings import Settings
 
-MOST_CORRECTIONS = 8
-"""That may wait to be decoded and stored, each with an image in memory."""
 _MULTIPART = "multipart/form-data"
 _PREDICT_API: dict[str, Any] = {
     "parameters": [
@@ -142,25 +140,9 @@ async def correct(
         choices = ", ".join(served.bundle.card.classes)
         raise RequestValidationError([{"loc": ("body", "label"), "msg": f"choose one of: {choices}", "type": "enum"}])
     data = await image.read() if image is not None else None
-    if parts.correcting.statistics().tasks_waiting >= MOST_CORRECTIONS:
-        raise Overloaded(f"{MOST_CORRECTIONS} corrections wait already; send this again later.")
-    submission = Submission(prediction_id, label, author, comment, data, frame)
-    correction, new = await _stored(parts, submission)
+    correction, new = await parts.correct(Submission(prediction_id, label, author, comment, data, frame))
     response.status_code = 201 if new else 200
     return correction
-
-
-async def _stored(parts: Service, submission: Submission) -> tuple[Correction, bool]:
-    """What `Corrections.submit` returns, in time whatever hangs. A thread that nobody waits for any more ends by the
-    time limits of the stores, and hurts nobody: the same correction sent again is the same one."""
-    seconds = parts.within_seconds(submission)
-    try:
-        with fail_after(seconds):
-            return await to_thread.run_sync(
-                parts.corrections.submit, submission, limiter=parts.correcting, abandon_on_cancel=True
-            )
-    except TimeoutError as exc:
-        raise Unavailable(f"The correction could not be stored within {seconds:g} s; send it again later.") from exc
 
 
 @router.get(
@@ -169,12 +151,12 @@ async def _stored(parts: Service, submission: Submission) -> tuple[Correction, b
 async def corrections(
     parts: Parts, status: Literal["pending", "accepted", "rejected"] | None = None, limit: Limit = 100
 ) -> list[Correction]:
-    return await to_thread.run_sync(parts.corrections.recent, status, limit, limiter=parts.reading)
+    return await parts.reading.take(lambda: parts.corrections.recent(status, limit), parts.answer_seconds)
 
 
 @router.get("/predictions", dependencies=[require("predict")], summary="Recorded predictions, newest first")
 async def predictions(parts: Parts, limit: Limit = 100) -> list[Prediction]:
-    return await to_thread.run_sync(parts.recent, limit, limiter=parts.reading)
+    return await parts.reading.take(lambda: parts.recent(limit), parts.answer_seconds)
 
 
 def _options(request: Request) -> Options:

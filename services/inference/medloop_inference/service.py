@@ -3,7 +3,6 @@
 import logging
 import time
 
-from anyio import CapacityLimiter
 from medloop import tracing
 from medloop.cpus import available_cpus
 from medloop.engines import check_offered
@@ -11,7 +10,7 @@ from medloop.engines.checks import find_check
 from medloop.errors import MedLoopError, Overloaded
 from medloop.http import STOP_SECONDS, Readiness
 from medloop.registry import Registry
-from medloop.schemas import EngineCheck, Prediction, ServedModel
+from medloop.schemas import Correction, EngineCheck, Prediction, ServedModel
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, open_records
 from medloop.vision.dicom import is_dicom
@@ -35,16 +34,20 @@ from medloop_inference.settings import Settings
 from medloop_inference.shadow import Shadow
 from medloop_inference.spool import Spool
 from medloop_inference.traced import TracedPredictor
+from medloop_inference.turns import Turns
 
 CORRECTING = 2
 """Corrections that are decoded and stored at once: they must not take the processor from predictions."""
-CORRECTION_SECONDS = 5.0
-"""How long a correction may take beside the way of its image into objects: its turn, decoding, records."""
+MOST_CORRECTIONS = 8
+"""That may wait to be decoded and stored, each with an image in memory."""
+ANSWER_SECONDS = 5.0
+"""How long a correction or a listing may take beside the way of an image into objects: its turn, decoding, records."""
 DICOM_SECONDS = 10.0
 """How long a correction may wait for the process that reads DICOM, a person would rather wait than send it again; and
 how long that may read."""
-READING = 4
-"""Listings that are read from records at once: slow records must not take the threads that others need."""
+READING, MOST_LISTINGS = 4, 64
+"""Listings that are read from records at once, and that may wait: slow records must not take the threads that others
+need."""
 logger = logging.getLogger(__name__)
 
 RECORDING_SECONDS = 3.0
@@ -106,8 +109,9 @@ class Service:
         if share := settings.serving.shadow_share:
             busy = lambda: self.predictor.busy  # noqa: E731 - one line says it all
             self.shadow = Shadow(model, registry, settings.home, self.records, share=share, busy=busy)
-        self.correcting, self.reading = CapacityLimiter(CORRECTING), CapacityLimiter(READING)
-        self.correction_seconds = settings.storage.objects_seconds + CORRECTION_SECONDS
+        self.correcting = Turns("corrections", CORRECTING, MOST_CORRECTIONS)
+        self.reading = Turns("listings", READING, MOST_LISTINGS)
+        self.answer_seconds = settings.storage.objects_seconds + ANSWER_SECONDS
         self.correction_dicom = DicomReader(seconds=DICOM_SECONDS, wait_seconds=DICOM_SECONDS)
         self.corrections = Corrections(model, prompt_objects, self.records, self.correction_dicom)
         self.neighbours = Neighbours({"objects": prompt_objects.ping, "records": self.records.ping})
@@ -139,6 +143,8 @@ class Service:
         for part in parts:  # all are told before any is waited for
             part.begin_stop()
         self.predictor.stop(left())
+        for turns in (self.correcting, self.reading):
+            turns.close()
         self.dicom.close()
         self.correction_dicom.close()
         for part in parts:
@@ -165,10 +171,11 @@ class Service:
                 logger.exception("the record of prediction %s cannot be read", record.id)
         return found
 
-    def within_seconds(self, submission: Submission) -> float:
-        """How long a correction may take, whatever hangs; DICOM has the time that reading it may take besides."""
+    async def correct(self, submission: Submission) -> tuple[Correction, bool]:
+        """What `Corrections.submit` returns, in time whatever hangs; reading DICOM may take its own time besides."""
         dicom = submission.image is not None and is_dicom(submission.image)
-        return self.correction_seconds + (2 * DICOM_SECONDS if dicom else 0.0)
+        within = self.answer_seconds + (2 * DICOM_SECONDS if dicom else 0.0)
+        return await self.correcting.take(lambda: self.corrections.submit(submission), within)
 
     def check_door(self) -> None:
         """Raise Overloaded unless one more request can be answered in time; whoever is turned away is counted."""
