@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from medloop.bundle import Bundle
-from medloop.data.leaks import leaked_rows
-from medloop.data.manifest import Manifest, load_manifest
+from medloop.data.leaks import leaked_rows, rows_alike
+from medloop.data.manifest import SPLITS, Manifest, load_manifest
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound
 from medloop.registry import CHAMPION, TAG_DIGEST, Registry, Version, fetch_bundle
 from medloop.storage.objects import ObjectStore
 from medloop.vision.prepare import PreparationSpec
+from numpy.typing import NDArray
 
 from medloop_trainer.progress import Bars
 from medloop_trainer.publish import TrainingResult
@@ -41,8 +43,9 @@ class Origin:
     def name(self) -> str:
         return f"{self.parent.model} version {self.parent.version}"
 
-    def preparation(self, manifest: Manifest, objects: ObjectStore) -> PreparationSpec:
-        """How the images of `manifest` are prepared: as the parent has them, and will have them in its child.
+    def preparation(self, manifest: Manifest, objects: ObjectStore, folder: Path | None = None) -> PreparationSpec:
+        """How the images of `manifest` are prepared: as the parent has them, and will have them in its child. In
+        `folder` lie the rows of the version that the parent learnt from, as in `load_manifest`.
 
         Raises InvalidDataset when the parent cannot go on with that version: it has other classes, the parent learnt
         from another lineage, or from images that judge in this version.
@@ -57,13 +60,14 @@ class Origin:
             log.warning("%s has learnt from this very version: there is nothing new in it", self.name)
             return card.preparation
         try:
-            known = load_manifest(objects, card.dataset_id, name=manifest.name)
+            known = load_manifest(objects, card.dataset_id, name=manifest.name, folder=folder)
         except NotFound as exc:
             raise InvalidDataset(
                 f"{self.name} learnt from data set {card.dataset_id[:16]}, which is no version of {manifest.name} in "
                 f"{objects.url}, so nobody knows which images it has seen. Train anew."
             ) from exc
-        seen = images_seen(known) & {row.pixel_hash for row in manifest.rows if row.split != "train"}
+        judging = np.flatnonzero(manifest.columns.splits != SPLITS.index("train"))
+        seen = {manifest.rows[i].pixel_hash for i in rows_alike(manifest, judging, known, learnt_from(known)).tolist()}
         if seen:
             raise InvalidDataset(
                 f"{len(seen)} images that {self.name} learnt from stand in a split of this version that judges; it "
@@ -125,7 +129,6 @@ def _fetched(registry: Registry, version: Version, folder: Path) -> Origin:
     return Origin(parent, bundle)
 
 
-def images_seen(manifest: Manifest) -> set[str]:
-    """The pixel hashes of what a training on `manifest` learns from."""
-    left_out = set(leaked_rows(manifest, "train").tolist())
-    return {row.pixel_hash for i, row in enumerate(manifest.rows) if row.split == "train" and i not in left_out}
+def learnt_from(manifest: Manifest) -> NDArray[np.int64]:
+    """The rows that a training on `manifest` learns from."""
+    return np.setdiff1d(manifest.columns.rows_of("train"), leaked_rows(manifest, "train"))

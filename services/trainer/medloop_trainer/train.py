@@ -92,7 +92,7 @@ def train(
 
     def choose(manifest: Manifest) -> PreparationSpec:
         if origin is not None:
-            return origin.preparation(manifest, story.objects)
+            return origin.preparation(manifest, story.objects, settings.home.cache_dir)
         return look_at(manifest, story.objects).spec(options)
 
     material = _gather(story, dataset_id, model, choose)

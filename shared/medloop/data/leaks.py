@@ -151,16 +151,19 @@ def exact_leaks(manifest: Manifest) -> tuple[str, ...]:
 def leaked_rows(manifest: Manifest, split: Split) -> NDArray[np.int64]:
     """The numbers of the rows of `split` whose pixels also stand in a split that judges it: train is judged by val,
     both by calibration, all by test. Whoever learns from `split` leaves them out; test has none."""
-    columns, number = manifest.columns, SPLITS.index(split)
-    own, judging = columns.splits == number, columns.splits > number
-    shared = np.intersect1d(columns.pixels[own], columns.pixels[judging])
-    if not len(shared):
-        return np.zeros(0, dtype=np.int64)
-    alike = np.isin(columns.pixels, shared)
-    judged = {manifest.rows[i].pixel_hash for i in np.flatnonzero(alike & judging).tolist()}
-    return np.array(
-        [i for i in np.flatnonzero(alike & own).tolist() if manifest.rows[i].pixel_hash in judged], dtype=np.int64
-    )
+    judging = np.flatnonzero(manifest.columns.splits > SPLITS.index(split))
+    return rows_alike(manifest, manifest.columns.rows_of(split), manifest, judging)
+
+
+def rows_alike(
+    manifest: Manifest, rows: NDArray[np.int64], other: Manifest, others: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Those of `rows` that have the same pixels as one of `others`, which are rows of `other`."""
+    keys, other_keys = manifest.columns.pixels[rows], other.columns.pixels[others]
+    shared = np.intersect1d(keys, other_keys)
+    hashes = {other.rows[i].pixel_hash for i in others[np.isin(other_keys, shared)].tolist()}
+    alike = rows[np.isin(keys, shared)]
+    return np.array([i for i in alike.tolist() if manifest.rows[i].pixel_hash in hashes], dtype=np.int64)
 
 
 def _near(
