@@ -37,11 +37,16 @@ def find_home(start: Path | None = None) -> Path:
 
 
 class HomeSettings(BaseSettings):
-    """Where this machine's own state lies: `MEDLOOP_HOME`."""
+    """Where this machine's own state lies: `MEDLOOP_HOME`.
+
+    `MEDLOOP_TRUSTED_KEYS` is the folder of the public keys whose approvals inference believes. Unset, they lie beside
+    what services keep themselves; one that only somebody else can write to is safer.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MEDLOOP_", extra="ignore")
 
     home: Path = Field(default_factory=find_home)
+    trusted_keys: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
 
     @property
     def cache_dir(self) -> Path:
@@ -55,6 +60,10 @@ class HomeSettings(BaseSettings):
     @property
     def keys_dir(self) -> Path:
         return self.home / "keys"
+
+    @property
+    def trusted_dir(self) -> Path:
+        return self.trusted_keys or self.keys_dir
 
 
 class StorageSettings(BaseSettings):

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 from medloop.cli.setup import TRUSTED
-from medloop.settings import DEFAULT_PORTS, PLACEHOLDER
+from medloop.settings import DEFAULT_PORTS, PLACEHOLDER, HomeSettings
 from medloop.testing import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,8 +151,21 @@ def test_inference_is_given_the_public_half_of_the_signing_key_alone(services: d
         name for name, one in services.items() if "evaluator:/var/lib/medloop" in one.get("volumes", [])
     }
     assert with_signing_key == {"evaluator", "setup"}
-    shared = [mount for mount in services["inference"]["volumes"] if isinstance(mount, dict)]
-    assert [(mount["source"], mount["volume"]["subpath"]) for mount in shared] == [("evaluator", f"keys/{TRUSTED}")]
+    [shared] = [mount for mount in services["inference"]["volumes"] if isinstance(mount, dict)]
+    assert (shared["source"], shared["volume"]["subpath"]) == ("evaluator", f"keys/{TRUSTED}")
+
+
+def test_inference_can_add_no_key_to_those_that_it_trusts(
+    services: dict[str, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [mount for mount in services["inference"]["volumes"] if isinstance(mount, dict)]
+    writable = [mount.partition(":")[2] for mount in services["inference"]["volumes"] if isinstance(mount, str)]
+    monkeypatch.setenv("MEDLOOP_HOME", "/var/lib/medloop")
+    monkeypatch.setenv("MEDLOOP_TRUSTED_KEYS", services["inference"]["environment"]["MEDLOOP_TRUSTED_KEYS"])
+    home = HomeSettings()
+    assert [(mount["target"], mount["read_only"]) for mount in mounts] == [(str(home.trusted_dir), True)]
+    assert writable == [str(home.home)]  # where it keeps API keys for a restart, too
+    assert not home.trusted_dir.is_relative_to(home.home)
 
 
 def test_artifacts_pass_mlflow_by_and_only_known_hosts_reach_it(services: dict[str, Service]) -> None:

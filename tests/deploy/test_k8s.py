@@ -233,15 +233,17 @@ def test_every_training_has_a_gpu_where_that_component_is_added(rendered: dict[s
     jobs = [d for d in found if d["kind"] == "Job" and d["metadata"]["labels"]["app.kubernetes.io/name"] == "trainer"]
     specs = [job["spec"]["template"]["spec"] for job in jobs]
     specs.append(one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+    specs.append(one(found, "ScaledJob", "retrain")["spec"]["jobTargetRef"]["template"]["spec"])
     runtime = one(found, "TrainingRuntime", "medloop")["spec"]["template"]["spec"]["replicatedJobs"][0]
     specs.append(runtime["template"]["spec"]["template"]["spec"])
-    assert [spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for spec in specs] == ["1"] * 5
+    assert [spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for spec in specs] == ["1"] * 6
 
 
 def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[Document]]) -> None:
     found = rendered["all components on dev"]
     jobs = {d["metadata"]["name"]: d["spec"] for d in found if d["kind"] == "Job"}
     jobs |= {d["metadata"]["name"]: d["spec"]["jobTemplate"]["spec"] for d in found if d["kind"] == "CronJob"}
+    jobs["retrain by events"] = one(found, "ScaledJob", "retrain")["spec"]["jobTargetRef"]
     given_up = {
         name: {status for rule in policy["rules"] for status in rule.get("onExitCodes", {"values": []})["values"]}
         for name, job in jobs.items()
@@ -250,7 +252,7 @@ def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[
     training = {error.exit_status for error in (InvalidRequest, NotFound, UntrustedModel, TrainingFailed)}
     asking = {error.exit_status for error in (InvalidRequest, Unauthenticated, NotFound)}
     assert given_up == {
-        **dict.fromkeys(("retrain", "train", "search"), training),
+        **dict.fromkeys(("retrain", "retrain by events", "train", "search"), training),
         "evaluate": asking | {UntrustedModel.exit_status},
         "score": asking,
         "train-distributed": set(),
@@ -329,6 +331,14 @@ def test_inference_of_dev_trusts_what_its_evaluator_signs(tree: Path, tmp_path: 
     Verifier.open(inference).check(Signer.open(evaluator).sign(unsigned), **subject)
 
 
+def test_inference_can_add_no_key_to_those_that_it_trusts(eks: list[Document]) -> None:
+    inference = container(eks, "inference")
+    [trusted] = [each["value"] for each in inference["env"] if each["name"] == "MEDLOOP_TRUSTED_KEYS"]
+    read_only = {mount["mountPath"]: mount.get("readOnly", False) for mount in inference["volumeMounts"]}
+    assert [where for where, fixed in read_only.items() if Path(trusted).is_relative_to(where)] == [trusted]
+    assert read_only[trusted]
+
+
 def program(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
     path.chmod(0o755)
@@ -375,6 +385,7 @@ def test_pods_of_one_training_know_what_they_have_in_common(rendered: dict[str, 
     found = rendered["all components on dev"]
     trainings = [one(found, "Job", name)["spec"]["template"]["spec"] for name in ("train", "train-distributed")]
     trainings.append(one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+    trainings.append(one(found, "ScaledJob", "retrain")["spec"]["jobTargetRef"]["template"]["spec"])
     for spec in trainings:
         given = {variable["name"]: variable for variable in spec["containers"][0]["env"]}
         uid = given["MEDLOOP_LAUNCH"]["valueFrom"]["fieldRef"]["fieldPath"]

@@ -209,6 +209,21 @@ def test_a_key_made_after_the_start_is_found(
     assert served_version(watcher) == "1"
 
 
+def test_where_trusted_keys_have_a_folder_one_among_what_inference_keeps_is_not_trusted(
+    evaluator: Evaluator, registry: Registry, first: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator.champion(first)
+    monkeypatch.setenv("MEDLOOP_TRUSTED_KEYS", "")
+    assert HomeSettings().trusted_dir == HomeSettings().keys_dir == evaluator.keys_dir
+    monkeypatch.setenv("MEDLOOP_TRUSTED_KEYS", str(tmp_path / "trusted"))
+    watcher = Watcher("tiny", registry, HomeSettings())
+    watcher.poll_once()
+    assert "is not trusted here" in reasons(watcher)["1"]
+    shutil.copytree(evaluator.keys_dir, tmp_path / "trusted")
+    watcher.poll_once()
+    assert served_version(watcher) == "1"
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "bundle.json"])
 def test_one_changed_byte_in_the_artifact_store_is_refused(
     watcher: Watcher, evaluator: Evaluator, first: Bundle, tmp_path: Path, clock: Any, name: str

@@ -84,7 +84,7 @@ class Watcher:
     ) -> None:
         self.model = model
         self._registry = registry
-        self._keys_dir = home.keys_dir
+        self._trusted = home.trusted_dir
         self._bundles = BundleCache(home.bundles_dir)
         self._last_served = LastServed(home.home / "inference" / model / "last_served.json")
         self._wanted, self._report, self._clock = wanted, report, clock
@@ -297,11 +297,11 @@ class Watcher:
 
     def _verify(self, approval: Approval, version: str) -> None:
         # Keys are read anew each time: the evaluator may have made its own after we started.
-        verifier = Verifier.open(self._keys_dir)
+        verifier = Verifier.open(self._trusted)
         verifier.check(approval, model=self.model, version=version, bundle_digest=approval.bundle_digest)
 
     def _keys(self) -> tuple[tuple[str, int], ...]:
-        return tuple((path.name, path.stat().st_mtime_ns) for path in sorted(self._keys_dir.glob("*.pub")))
+        return tuple((path.name, path.stat().st_mtime_ns) for path in sorted(self._trusted.glob("*.pub")))
 
     def _swap(self, served: Served) -> None:
         current, previous = self._held
