@@ -1,6 +1,7 @@
 """What docs/deploying.md tells people to type: its paths, make targets, stacks' parameters and outputs, secrets and
 settings are those of the tree."""
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -37,7 +38,8 @@ def stacks() -> Iterator[tuple[str, str, set[str]]]:
 
 
 def test_every_path_exists() -> None:
-    made = set(re.findall(r"mkdir -p (\S+)", PAGE))
+    made = set(re.findall(r"mkdir -p (\S+)|cp -r \S+ (\S+)", PAGE))
+    made = {path for pair in made for path in pair if path}
     named = {path for path in re.findall(FOLDERS, PAGE) if not path.startswith(tuple(made))}
     assert len(named) > 15
     assert [path for path in sorted(named) if not any(ROOT.glob(path.rstrip("/")))] == []
@@ -80,12 +82,50 @@ def test_stacks_get_the_parameters_that_they_have_and_need() -> None:
         assert needed <= given <= set(parameters), template
 
 
-def test_only_outputs_that_a_stack_has_are_asked_for() -> None:
+def test_only_outputs_and_resources_that_a_stack_has_are_asked_for() -> None:
     templates = {name: template for name, template, _ in stacks()}
+    resources = re.findall(r"\$\(resource (\w+)\)", COMMANDS)
+    assert len(resources) == 3
+    assert set(resources) <= set(load(templates["medloop-database"])["Resources"])
     asked = re.findall(r"\$\(output (\S+) (\w+)\)", COMMANDS)
     assert asked
     for stack, output in asked:
         assert output in load(templates[stack])["Outputs"], (stack, output)
+
+
+def test_what_others_make_is_pinned_and_fits_together() -> None:
+    """The controller's definitions and rights are of its own version, the autoscaler's image of the cluster's."""
+    charts = dict(re.findall(r"helm install \S+ \S+/(\S+) --version (\d+\.\d+\.\d+) ", COMMANDS))
+    assert len(charts) == COMMANDS.count("helm install ") == 5
+    (controller,) = re.findall(r"aws-load-balancer-controller/v(\S+)$", COMMANDS, re.M)
+    assert controller == charts["aws-load-balancer-controller"]
+    assert "refs/heads" not in PAGE
+    assert "latest/download" not in PAGE
+    kubernetes = re.search(r'version: "([\d.]+)"', (ROOT / "infra" / "aws" / "eks" / "cluster.yaml").read_text())
+    assert kubernetes
+    assert f"image.tag=v{kubernetes[1]}." in COMMANDS
+
+
+def test_policies_that_are_typed_are_policies() -> None:
+    found = [json.loads(text) for text in re.findall(r"'(\{\"Version\".*?\})'", PAGE, re.S)]
+    assert len(found) == 2
+    for policy in found:
+        assert policy["Version"] == "2012-10-17"
+        assert {statement["Effect"] for statement in policy["Statement"]} == {"Allow"}
+
+
+def test_no_secret_stands_in_what_a_pod_is_made_of() -> None:
+    for command in re.findall(r"kubectl run [^\n]*", COMMANDS):
+        assert "secret" not in command
+        assert "--stdin" in command
+
+
+def test_what_is_deployed_by_hand_is_what_the_environment_names() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "deploy-prod.yml").read_text()
+    assert "vars.OVERLAY || 'k8s/overlays/eks'" in workflow
+    made = set(re.findall(r"(?:mkdir -p|cp -r \S+) (k8s/overlays/[a-z-]+)", PAGE))
+    assert set(re.findall(r"apply -k (k8s/overlays/[a-z-]+)", COMMANDS)) <= made
+    assert {"k8s/overlays/mine", "k8s/overlays/staging"} <= made
 
 
 def test_every_secret_that_the_cluster_fetches_is_made() -> None:
