@@ -85,7 +85,7 @@ def test_the_deployer_asks_for_no_secret_has_no_way_into_a_pod_and_makes_only_co
             assert verbs == {"get"}
 
 
-def test_the_deployer_sees_each_kind_of_the_overlay_and_changes_no_account_and_no_source_of_secrets(
+def test_the_deployer_sees_each_kind_of_the_overlay_and_changes_neither_accounts_nor_what_is_the_clusters(
     rules: list[dict[str, Any]], overlay: list[dict[str, Any]]
 ) -> None:
     kinds = {
@@ -107,8 +107,6 @@ def test_the_deployer_sees_each_kind_of_the_overlay_and_changes_no_account_and_n
     assert kinds - changed == {
         ("", "namespaces"),
         ("", "serviceaccounts"),
-        ("external-secrets.io", "externalsecrets"),
-        ("external-secrets.io", "secretstores"),
         ("gateway.networking.k8s.io", "gatewayclasses"),
     }
 
