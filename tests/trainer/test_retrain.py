@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml  # type: ignore[import-untyped]  # ships no types
 from medloop.bundle import ARCHITECTURE, write_card
 from medloop.data.manifest import CORRECTION, Manifest
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound, Preempted, TrackingUnavailable, UntrustedModel
@@ -15,6 +16,7 @@ from medloop.nets import rebuild
 from medloop.registry import CHALLENGER, CHAMPION, TAG_DATASET, TAG_DIGEST
 from medloop.testing import free_port, register_bundle, tiny_bundle
 from medloop.vision.prepare import PreparationSpec
+from medloop_trainer.__main__ import app
 from medloop_trainer.dataset import Material, gather
 from medloop_trainer.device import choose_device
 from medloop_trainer.learn import images_of, set_up
@@ -25,8 +27,11 @@ from medloop_trainer.retrain import Origin, find_champion, retrain
 from medloop_trainer.sampler import Sampler
 from medloop_trainer.stop import Stop
 from medloop_trainer.train import resume
+from typer.testing import CliRunner
 
 from .lineage import OPTIONS, HiddenBars, Lineage
+
+RETRAIN = Path(__file__).resolve().parents[2] / "k8s" / "base" / "trainer" / "retrain.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,22 @@ def test_it_registers_a_challenger_that_names_its_parent_and_can_be_stopped_and_
     assert (again.max_difference, again.epochs.then, again.epochs.now) == (0, 2, 2)
     assert lineage.registry.client.get_run(again.run_id).data.tags[TAG_REPRODUCES] == run_id
     assert [v.version for v in lineage.registry.versions("phantoms")] == ["2", "1"]
+
+
+def test_the_weekly_job_trains_only_where_the_data_set_is_new(lineage: Lineage) -> None:
+    job = yaml.safe_load(RETRAIN.read_text())["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [arguments] = [each["args"] for each in job["containers"]]
+    before = lineage.registry.versions("phantoms")
+    learnt, new, nobody = (
+        CliRunner().invoke(app, [*arguments, "--model", model, "--dataset-id", dataset_id])
+        for model, dataset_id in (("phantoms", lineage.first.id), ("phantoms", "0" * 64), ("nobody", "0" * 64))
+    )
+    assert (learnt.exit_code, learnt.stdout) == (0, "")
+    assert learnt.stderr == "Nothing to learn: phantoms version 1 learnt from this very data set version.\n"
+    assert new.exit_code == NotFound.exit_status  # it went on, and there is no such version of the data set
+    assert "0" * 16 in new.stderr
+    assert nobody.exit_code == NotFound.exit_status
+    assert lineage.registry.versions("phantoms") == before
 
 
 def test_it_goes_on_only_where_it_can(lineage: Lineage, champion: Origin) -> None:

@@ -21,6 +21,7 @@ from medloop_trainer.publish import TrainingResult
 from medloop_trainer.recipe import Options, Preset
 from medloop_trainer.reproduce import Reproduction
 from medloop_trainer.reproduce import reproduce as run_reproduction
+from medloop_trainer.retrain import learnt_already
 from medloop_trainer.retrain import retrain as run_retraining
 from medloop_trainer.search import Plan, SearchResult
 from medloop_trainer.search import search as run_search
@@ -91,6 +92,9 @@ def train(
 def retrain(
     model: Annotated[str, typer.Option(help="The model whose champion goes on learning.")],
     dataset_id: Annotated[str | None, typer.Option(help="The new version of its data set: 64 hex digits.")] = None,
+    if_new: Annotated[
+        bool, typer.Option("--if-new", help="Train nothing, and print nothing, where a version learnt from it already.")
+    ] = False,
     resume: flags.Resume = None,
     correction_weight: Annotated[
         int | None, typer.Option(help="How many times as often corrected images are shown; by itself: 4.")
@@ -122,6 +126,13 @@ def retrain(
     """Train the champion further, by its own preparation and architecture; otherwise as `train`."""
     given = _options(locals())
     with _errors_told():
+        if if_new and dataset_id is not None:
+            version = learnt_already(read_trainer_settings(), model, dataset_id)
+            if version is not None:
+                typer.echo(
+                    f"Nothing to learn: {model} version {version} learnt from this very data set version.", err=True
+                )
+                return
         done = _run(run_retraining, model, dataset_id, resume, given, progress)
     _answer(done, result)
 

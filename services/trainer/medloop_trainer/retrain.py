@@ -14,7 +14,7 @@ from medloop.bundle import Bundle
 from medloop.data.leaks import leaked_rows, rows_alike
 from medloop.data.manifest import SPLITS, Manifest, load_manifest
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound
-from medloop.registry import CHAMPION, TAG_DIGEST, Registry, Version, fetch_bundle
+from medloop.registry import CHAMPION, TAG_DATASET, TAG_DIGEST, Registry, Version, fetch_bundle
 from medloop.storage.objects import ObjectStore
 from medloop.vision.prepare import PreparationSpec
 from numpy.typing import NDArray
@@ -99,6 +99,13 @@ def retrain(
     """
     champion = find_champion(Registry(settings.tracking.tracking_uri), model, settings.home.bundles_dir)
     return train(settings, dataset_id, model, options, bars, stop, champion)
+
+
+def learnt_already(settings: TrainerSettings, model: str, dataset_id: str) -> str | None:
+    """The newest version of `model` that learnt from this data set version, whatever became of it since; None when none
+    did. Raises NotFound when there is no such model, and TrackingUnavailable."""
+    versions = Registry(settings.tracking.tracking_uri).versions(model)
+    return next((found.version for found in versions if found.tags.get(TAG_DATASET) == dataset_id), None)
 
 
 def find_champion(registry: Registry, model: str, folder: Path) -> Origin:
