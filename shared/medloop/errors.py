@@ -107,6 +107,12 @@ class NotFound(MedLoopError):
     status, code, exit_status = 404, "not-found", 6
 
 
+class ObjectTooLarge(MedLoopError):
+    """A stored object is larger than whoever asks for it can take."""
+
+    code = "object-too-large"
+
+
 class Conflict(MedLoopError):
     status, code, exit_status = 409, "conflict", 7
 

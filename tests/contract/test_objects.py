@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
-from medloop.errors import InvalidRequest, NotFound
+from medloop.errors import InvalidRequest, NotFound, ObjectTooLarge
 from medloop.storage.objects import ObjectStore
 
 
@@ -71,6 +71,14 @@ def test_what_is_not_there(objects: ObjectStore) -> None:
         objects.get("some/key/below")
     assert not objects.exists("some")
     assert objects.exists("some/key")
+
+
+def test_no_more_is_read_than_is_asked_for(objects: ObjectStore) -> None:
+    objects.put("a/b", b"1234")
+    assert objects.get("a/b", at_most=4) == b"1234"
+    with pytest.raises(ObjectTooLarge, match="a/b has 4 bytes, more than the 3"):
+        objects.get("a/b", at_most=3)
+    assert objects.get("a/b") == b"1234", "the connection is still good"
 
 
 def test_delete_is_idempotent(objects: ObjectStore) -> None:

@@ -24,6 +24,7 @@ from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, scan
 from medloop.testing import free_port
 from medloop.vision.encode import encode_png
+from medloop_inference import handover
 from medloop_inference.delivery import Entry, pack
 from medloop_inference.frames import join_frames
 from medloop_inference.handover import ASIDE, PREFIX, Collector, Handover
@@ -106,6 +107,26 @@ def test_what_records_did_not_take_is_recorded_by_another_replica(
     assert len(recorded(records)) == COUNT
     assert list(objects.list()) == []
     assert (collector.recorded, collector.waiting, collector.refused, collector.damaged) == (COUNT, 0, 0, 0)
+
+
+def test_what_no_replica_can_have_left_is_not_read(
+    records: RecordStore,
+    objects: ObjectStore,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = join_frames([pack(one) for one in entries(3)])
+    digest = hashlib.sha256(data).hexdigest()
+    foreign = [f"{PREFIX}r-large/{digest}.frames", f"{PREFIX}somebody/{digest}.frames"]
+    for key in foreign:
+        objects.put(key, data)
+    monkeypatch.setattr(handover, "_TAKEN_BYTES", len(data) - 1)
+    for _ in range(2):
+        collector.collect_once()
+    assert (recorded(records), left(objects)) == ([], foreign)
+    assert (collector.damaged, collector.waiting) == (1, 0)
+    assert [foreign[0] in line for line in caplog.messages] == [True]
 
 
 def test_an_image_leaves_the_machine_without_its_metadata(

@@ -35,7 +35,7 @@ class MemoryObjects:
         self.content.pop(key, None)
         self._changed()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         self._look()
         if key not in self.content:
             raise NotFound(f"There is no object {key}.")

@@ -48,7 +48,7 @@ class Storage(MemoryObjects):
         self.delay = threading.Event()
         self.delay.set()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         if key.startswith("decoded/"):
             self.delay.wait(timeout=60)
             if self.lost:

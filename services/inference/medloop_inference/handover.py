@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from medloop.errors import MedLoopError, NotFound
+from medloop.errors import MedLoopError, NotFound, ObjectTooLarge
 from medloop.storage.objects import ObjectStore
 from medloop.storage.records import RecordStore
 
@@ -26,9 +26,12 @@ logger = logging.getLogger(__name__)
 PREFIX = "spool/"
 ASIDE = "spool-aside/"
 """Where an object is kept for people of which a part is damaged, or cannot be recorded."""
-_NAME = re.compile(rf"{PREFIX}(?P<place>(?P<replica>[^/]+)/(?P<digest>[0-9a-f]{{64}})\.frames)")
+_NAME = re.compile(rf"{PREFIX}(?P<place>(?P<replica>r-[A-Za-z0-9._-]+)/(?P<digest>[0-9a-f]{{64}})\.frames)")
 _OBJECT_BYTES = 4 * 2**20
 """An object that has grown to this is closed, so that whoever takes it needs little memory."""
+_TAKEN_BYTES = 128 * 2**20
+"""A larger one is none of ours (the last prediction of an object has at most the bytes of a request's body), and stays
+where it is: it would take the memory that answers need."""
 _MOST = 1000
 """Objects that are looked at together."""
 
@@ -70,12 +73,14 @@ class Collector:
     """The way out: records what replicas left in objects, until `stopping`.
 
     `waiting` says how many objects lay there at the last look. Since the start are counted: predictions that were
-    `recorded` and `refused`, and objects of which a part was `damaged`. The latter two are kept aside.
+    `recorded` and `refused`, and objects of which a part was `damaged`. The latter two are kept aside; what is too
+    large to have been left by a replica counts as damaged, and stays.
     """
 
     def __init__(self, records: RecordStore, objects: ObjectStore, stopping: Callable[[], bool]) -> None:
         self._records, self._objects, self._stopping = records, objects, stopping
         self._problem: str | None = None
+        self._left: set[str] = set()
         self.waiting = self.recorded = self.refused = self.damaged = 0
 
     def collect_once(self) -> None:
@@ -91,7 +96,7 @@ class Collector:
         self._problem = problem
 
     def _collect(self) -> None:
-        found = (_NAME.fullmatch(key) for key in self._objects.list(PREFIX))
+        found = (_NAME.fullmatch(key) for key in self._objects.list(PREFIX) if key not in self._left)
         names = list(islice((name for name in found if name is not None), _MOST))
         self.waiting = len(names)
         if not names:
@@ -106,9 +111,12 @@ class Collector:
         """Record one object and delete it; False where it was not finished."""
         key = name.group()
         try:
-            data = self._objects.get(key)
+            data = self._objects.get(key, at_most=_TAKEN_BYTES)
         except NotFound:
             return True  # another replica was faster
+        except ObjectTooLarge as exc:
+            self._leave(key, exc.detail)
+            return True
         parsed = parse_frames(data)
         refused: list[bytes] = []
         delivery = Delivery(self._records, self._objects, refused.append)
@@ -126,3 +134,8 @@ class Collector:
         self.damaged += damaged
         logger.info("recorded %d predictions that %s left", len(parsed.payloads) - len(refused), name["replica"])
         return True
+
+    def _leave(self, key: str, why: str) -> None:
+        self._left.add(key)
+        self.damaged += 1
+        logger.error("%s It is left there; see who put it, and delete it.", why)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medloop.errors import InvalidRequest, NotFound, StorageFull, StorageUnavailable
-from medloop.storage.objects import check_readable, check_writable
+from medloop.storage.objects import check_readable, check_size, check_writable
 
 _INCOMING = ".incoming"  # no key can start with a dot
 _ABANDONED_S = 3600.0  # a file this old in `.incoming/` belongs to a process that was killed
@@ -61,11 +61,13 @@ class FolderObjects:
                 self._settle(target, durable)
             return False
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         check_readable(key)
         with self._translated(key):
             try:
-                return (self._root / key).read_bytes()
+                with (self._root / key).open("rb") as file:
+                    check_size(key, os.fstat(file.fileno()).st_size, at_most)
+                    return file.read()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
                 raise NotFound(f"There is no object {key} in {self.url}.") from exc
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from medloop.errors import InvalidRequest
+from medloop.errors import InvalidRequest, ObjectTooLarge
 
 _WRITABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*")
 _SEGMENT_BYTES = 255  # the longest file name of common file systems
@@ -45,8 +45,9 @@ class ObjectStore(Protocol):
         holds for what was there already."""
         ...
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; raises `NotFound`."""
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The object's bytes; raises `NotFound`, and `ObjectTooLarge` when there are more than `at_most`, before they
+        take memory."""
         ...
 
     def exists(self, key: str) -> bool: ...
@@ -101,6 +102,12 @@ def check_writable(key: str) -> None:
     check_readable(key)
     if not _WRITABLE.fullmatch(key):
         raise InvalidRequest(f"The object key {key!r} has characters outside letters, digits and ._=+-; rename it.")
+
+
+def check_size(key: str, size: int, at_most: int | None) -> None:
+    """Raise `ObjectTooLarge` for more than `at_most` bytes."""
+    if at_most is not None and size > at_most:
+        raise ObjectTooLarge(f"The object {key} has {size:,} bytes, more than the {at_most:,} that are taken.")
 
 
 def check_readable(key: str) -> None:

@@ -46,8 +46,8 @@ class PromptObjects:
     def put_if_absent(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         return self._ask(lambda: self._store.put_if_absent(key, data, durable=durable))
 
-    def get(self, key: str) -> bytes:
-        return self._ask(lambda: self._store.get(key))
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        return self._ask(lambda: self._store.get(key, at_most=at_most))
 
     def exists(self, key: str) -> bool:
         return self._ask(lambda: self._store.exists(key))

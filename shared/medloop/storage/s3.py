@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from medloop.errors import InvalidRequest, NotFound, StorageFull, StorageUnavailable
-from medloop.storage.objects import check_readable, check_writable
+from medloop.storage.objects import check_readable, check_size, check_writable
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -103,13 +103,16 @@ class S3Objects:
         writer: str | None = head["Metadata"].get("writer")
         return writer
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         check_readable(key)
         from botocore.exceptions import ClientError
 
         with _translated(self.url):
             try:
-                data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+                with answer["Body"] as body:
+                    check_size(key, answer["ContentLength"], at_most)
+                    data: bytes = body.read()
             except ClientError as exc:
                 if _code(exc) in _MISSING:
                     raise NotFound(f"There is no object {key} in {self.url}.") from exc

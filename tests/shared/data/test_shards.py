@@ -42,7 +42,7 @@ class Store:
         self.most = 0
         self._counting = threading.Lock()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         if key not in self.content:
             raise NotFound(f"There is no object {key}.")
         if not key.startswith("decoded/"):
