@@ -399,6 +399,24 @@ def test_a_service_that_is_not_whole_fails_the_smoke_test(cluster: Host) -> None
     assert "- inference: not ready\n- dashboard: ready\n" in failed.stdout
 
 
+def test_the_build_of_torch_is_the_repositorys_and_no_code(host: Host) -> None:
+    """The step as it stands, as GitHub's bash runs it: for the two images with torch, and for a plain name only."""
+    steps = read(ROOT / ".github" / "workflows" / "images.yml")["jobs"]["build"]["steps"]
+    build = host.home / "build"
+    build.write_text(
+        "#!/bin/bash\nset -eo pipefail\n" + next(step["run"] for step in steps if step.get("name") == "Build")
+    )
+    build.chmod(0o755)
+    host.stands_in("docker")
+    there = {"GITHUB_SERVER_URL": "https://example.com", "GITHUB_REPOSITORY": "o/r"}
+    for image in sorted(IMAGES):
+        assert host.run(str(build), IMAGE=image, TORCH="cu130", **there).returncode == 0
+        assert ("--build-arg TORCH=cu130 " in host.calls[-1]) is (image in {"trainer", "explainer"})
+    refused = host.run(str(build), IMAGE="trainer", TORCH="cpu $(id)", **there)
+    assert (refused.returncode, len(host.calls)) == (1, len(IMAGES))
+    assert "'cpu $(id)', and no name of a build" in refused.stdout
+
+
 @pytest.mark.parametrize(
     ("state", "status"), [("running healthy", 0), ("running unhealthy", 1), ("exited starting", 1)]
 )
