@@ -70,6 +70,8 @@ def _templates(document: Document) -> list[dict[str, Any]]:
             return [spec["template"]]
         case "CronJob":
             return [spec["jobTemplate"]["spec"]["template"]]
+        case "ScaledJob":
+            return [spec["jobTargetRef"]["template"]]
         case "TrainingRuntime":
             return [job["template"]["spec"]["template"] for job in spec["template"]["spec"]["replicatedJobs"]]
         case _:

@@ -19,6 +19,7 @@ FOREIGN = {
     "PGDATA": "PostgreSQL's image",
     "HOME": "MongoDB's shell",
     "LAUNCHER": "k8s/base/trainer/train.sh",
+    "RETRAINING_QUEUE": "k8s/components/event-retraining/take_messages.py",
     **dict.fromkeys(("PET_RDZV_ID",), "torchrun"),
 }
 """Variables that are not settings of ours, and whose they are."""

@@ -78,7 +78,7 @@ def copied(root: Path = ROOT) -> Iterator[Path]:
     """A copy of the manifests, with secrets for dev that were drawn for it."""
     with tempfile.TemporaryDirectory(prefix="medloop-k8s-") as name:
         copy = Path(name) / "k8s"
-        leave_out = shutil.ignore_patterns("secrets", "check", "__pycache__", "*.py")
+        leave_out = shutil.ignore_patterns("secrets", "check", "__pycache__", "make_secrets.py")
         shutil.copytree(root / "k8s", copy, ignore=leave_out)
         make_secrets.write(copy / "overlays" / "dev" / "secrets", _SAMPLE)
         yield copy

@@ -16,6 +16,7 @@ CUSTOM = {
     "gateway.k8s.aws/v1beta1": {"LoadBalancerConfiguration", "ListenerRuleConfiguration", "TargetGroupConfiguration"},
     "external-secrets.io/v1": {"SecretStore", "ExternalSecret"},
     "monitoring.coreos.com/v1": {"ServiceMonitor", "PrometheusRule"},
+    "keda.sh/v1alpha1": {"ScaledJob", "TriggerAuthentication"},
     "trainer.kubeflow.org/v1alpha1": {"TrainJob", "TrainingRuntime"},
 }
 """Kinds whose schemas come with what a cluster has installed: only our own assertions look at them. No other may be."""
@@ -24,6 +25,9 @@ CUSTOM = {
 def faults(document: Document) -> Iterator[str]:
     if document["kind"] not in CUSTOM.get(document["apiVersion"], ()):
         yield from _faults(json.dumps(document, sort_keys=True))
+    if document["kind"] == "ScaledJob":
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": document["metadata"]}
+        yield from _faults(json.dumps(job | {"spec": document["spec"]["jobTargetRef"]}, sort_keys=True))
 
 
 @lru_cache(maxsize=1024)

@@ -381,6 +381,26 @@ def test_a_signal_reaches_the_trainer_whose_own_status_is_the_pods(tmp_path: Pat
     assert process.wait(timeout=60) == 75
 
 
+def test_a_message_begins_what_the_weekly_training_does(rendered: dict[str, list[Document]]) -> None:
+    found = rendered["components/event-retraining on eks"]
+    [weekly] = one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    scaled = one(found, "ScaledJob", "retrain")["spec"]
+    [on_message] = scaled["jobTargetRef"]["template"]["spec"]["containers"]
+    assert on_message["args"] == [*weekly["command"], *weekly["args"]]
+    for name in ("image", "envFrom", "resources", "securityContext"):
+        assert on_message[name] == weekly[name], name
+    # The script and its queue are in the Pod.
+    script = Path(on_message["command"][1])
+    [mounted] = [m["name"] for m in on_message["volumeMounts"] if m["mountPath"] == str(script.parent)]
+    volumes = {volume["name"]: volume for volume in scaled["jobTargetRef"]["template"]["spec"]["volumes"]}
+    assert script.name in one(found, "ConfigMap", volumes[mounted]["configMap"]["name"])["data"]
+    [trigger] = scaled["triggers"]
+    queue = {variable["name"]: variable.get("value") for variable in on_message["env"]}
+    assert queue[trigger["metadata"]["queueURLFromEnv"]].endswith("/medloop-retraining")
+    assert f".{trigger['metadata']['awsRegion']}." in queue[trigger["metadata"]["queueURLFromEnv"]]
+    assert scaled["maxReplicaCount"] == 1
+
+
 def test_pods_of_one_training_know_what_they_have_in_common(rendered: dict[str, list[Document]]) -> None:
     found = rendered["all components on dev"]
     trainings = [one(found, "Job", name)["spec"]["template"]["spec"] for name in ("train", "train-distributed")]

@@ -35,10 +35,13 @@ class Cloud:
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)
     bucket_policies: dict[str, Properties] = field(default_factory=dict)
     recorded: list[tuple[str, Properties]] = field(default_factory=list)
+    clients: dict[str, Any] = field(default_factory=dict)
 
     def client(self, service: str) -> Any:
-        make: Callable[..., Any] = boto3.client  # whose overloads want the service spelt out
-        return make(service, region_name=REGION)
+        if service not in self.clients:  # a tenth of a second each
+            make: Callable[..., Any] = boto3.client  # whose overloads want the service spelt out
+            self.clients[service] = make(service, region_name=REGION)
+        return self.clients[service]
 
     def deploy(self, stack: str, **parameters: str) -> None:
         """Deploy infra/aws/STACK.yaml."""

@@ -1,6 +1,8 @@
 """What the stacks of infra/aws make: closed, encrypted, hard to lose; and one new data set version is one message."""
 
 import json
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 ACCOUNT, REGION = "123456789012", "eu-central-1"
 OBJECTS = f"medloop-objects-{ACCOUNT}-{REGION}"
 ARTIFACTS = f"medloop-artifacts-{ACCOUNT}-{REGION}"
+TAKE_MESSAGES = Path(__file__).parents[3] / "k8s" / "components" / "event-retraining" / "take_messages.py"
 BESIDE_STORAGE = ("registry", "database", "budget")
 IMAGES = {"trainer", "evaluator", "explainer", "inference", "dashboard", "mlflow"}
 
@@ -80,6 +83,19 @@ def test_one_complete_version_is_one_message(cloud: "Cloud") -> None:
     assert json.loads(store.get("lineages/phantoms/00000000.json"))["id"] == version.id
     S3Objects(cloud.client("s3"), ARTIFACTS).put("lineages/phantoms/00000000.json", b"another bucket's")
     assert take(cloud, "medloop-retraining") == []
+
+
+def test_a_training_takes_all_messages_first(cloud: "Cloud") -> None:
+    sqs = cloud.client("sqs")
+    queue = sqs.create_queue(QueueName="bell")["QueueUrl"]
+    code = runpy.run_path(str(TAKE_MESSAGES))
+    code["take_all"].__globals__["WAIT_SECONDS"] = 0
+    for n in range(12):
+        sqs.send_message(QueueUrl=queue, MessageBody=f"{n}")
+    assert (code["take_all"](sqs, queue), code["take_all"](sqs, queue)) == (12, 0)
+    attributes = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
+    counts = [number for name, number in attributes.items() if name.startswith("ApproximateNumber")]
+    assert counts == ["0"] * 3, "deleted, and not only hidden for a while"
 
 
 def test_both_buckets_tell_eventbridge(cloud: "Cloud") -> None:

@@ -58,7 +58,9 @@ MAY: dict[str, dict[str, set[str]]] = {
         "delete": set(),
     },
     "external-secrets": {"get": set(), "put": set(), "delete": set()},
+    "keda-operator": {"get": set(), "put": set(), "delete": set()},
 }
+NAMESPACES = {"external-secrets": "external-secrets", "keda-operator": "keda"}
 FOLDERS = sorted(
     {
         *("images/", "datasets/", "lineages/", "evaluations/", "decoded/", "training/", "spool/", "spool-aside/"),
@@ -185,6 +187,23 @@ def test_external_secrets_reads_ours_alone(cloud: "Cloud") -> None:
     assert statement["Resource"] == f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:medloop/*"
 
 
+def test_only_keda_sees_the_queue_and_only_the_trainer_takes_from_it(cloud: "Cloud") -> None:
+    queue = cloud.client("sqs").get_queue_url(QueueName="medloop-retraining")["QueueUrl"]
+    arn = cloud.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"][
+        "QueueArn"
+    ]
+    uses = {
+        role: [statement["Resource"], *sorted(listed(statement["Action"]))]
+        for role, statements in policies(cloud).items()
+        for statement in statements
+        if "sqs:" in str(statement["Action"])
+    }
+    assert uses == {
+        "medloop-trainer": [arn, "sqs:DeleteMessage", "sqs:ReceiveMessage"],
+        "medloop-keda-operator": [arn, "sqs:GetQueueAttributes"],
+    }
+
+
 def trust(cloud: "Cloud", role: str) -> dict[str, Any]:
     [statement] = cloud.client("iam").get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]["Statement"]
     assert isinstance(statement, dict)
@@ -193,7 +212,7 @@ def trust(cloud: "Cloud", role: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MAY)
 def test_a_role_is_its_service_accounts_alone(cloud: "Cloud", name: str) -> None:
-    namespace = "external-secrets" if name == "external-secrets" else "medloop"
+    namespace = NAMESPACES.get(name, "medloop")
     assert trust(cloud, f"medloop-{name}") == {
         "Effect": "Allow",
         "Principal": {"Service": "pods.eks.amazonaws.com"},
