@@ -131,7 +131,18 @@ def test_the_load_balancer_reads_the_secret_that_its_rule_names_and_no_other(
     assert subject["name"] == "aws-load-balancer-controller"
 
 
-@pytest.mark.parametrize("name", ["deployer.yaml", "load-balancer.yaml"])
+def test_volumes_are_encrypted_by_the_driver_that_the_cluster_has(cluster: dict[str, Any]) -> None:
+    [storage] = documents("storage-class.yaml")
+    assert storage["parameters"]["encrypted"] == "true"
+    assert storage["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
+    assert storage["provisioner"] == "ebs.csi.aws.com"
+    assert "aws-ebs-csi-driver" in {addon["name"] for addon in cluster["addons"]}
+    job = (ROOT / "k8s" / "components" / "batch-scoring" / "job.yaml").read_text()
+    claim = next(each for each in yaml.safe_load_all(job) if each["kind"] == "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"], "more than one node cannot have such a disk"
+
+
+@pytest.mark.parametrize("name", ["deployer.yaml", "load-balancer.yaml", "storage-class.yaml"])
 def test_what_a_person_applies_is_what_kubernetes_knows(name: str) -> None:
     found = documents(name)
     assert [fault for document in found for fault in faults(document)] == []
