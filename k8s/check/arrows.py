@@ -60,6 +60,10 @@ _MONITORED = {
 }
 COMPONENTS: dict[str, dict[str, set[Arrow]]] = {
     "batch-scoring": dict.fromkeys(OVERLAYS, _arrows(["batch"], "inference", 8080)),
+    "dataset": {
+        "dev": _arrows(["dataset"], "objects", 443),
+        "eks": {Arrow("dataset", "objects", 443), Arrow("dataset", "pod-identity", 80)},
+    },
     "distributed-training": dict.fromkeys(OVERLAYS, _TRAINERS),
     "kubeflow-training": dict.fromkeys(OVERLAYS, _TRAINERS),
     "monitoring": dict.fromkeys(OVERLAYS, _MONITORED),

@@ -28,6 +28,7 @@ from medloop.errors import (
 )
 from medloop.schemas import Approval
 from medloop.storage.records import open_records
+from typer.core import TyperGroup
 from typer.main import get_group
 
 from k8s.check.__main__ import faults
@@ -256,21 +257,31 @@ def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[
         "evaluate": asking | {UntrustedModel.exit_status},
         "score": asking,
         "train-distributed": set(),
+        "build-dataset": {InvalidRequest.exit_status, Conflict.exit_status},
     }
     assert not {Preempted.exit_status, Unavailable.exit_status} & (training | asking)
 
 
-def test_the_challenger_is_evaluated_by_a_command_that_there_is(eks: list[Document]) -> None:
-    pod = one(eks, "CronJob", "evaluate")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    [asking] = pod["containers"]
-    assert asking["image"] == container(eks, "evaluator")["image"]
-    *python, verb, form = asking["command"]
-    assert (python, verb) == (["python", "-m", "medloop.cli"], "evaluate")
-    commands = get_group(app).commands
-    assert form in [option for parameter in commands[verb].params for option in parameter.opts]
+def test_jobs_give_commands_that_there_are(rendered: dict[str, list[Document]]) -> None:
+    found = rendered["components/dataset on eks"]
+    [asking] = one(found, "CronJob", "evaluate")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    [building] = one(found, "Job", "build-dataset")["spec"]["template"]["spec"]["containers"]
+    assert asking["image"] == building["image"] == container(found, "evaluator")["image"]
+    group = get_group(app)
+    datasets = group.commands["dataset"]
+    assert isinstance(datasets, TyperGroup)
+    for given, command in (
+        (asking["command"][4:], group.commands["evaluate"]),
+        (building["args"], datasets.commands["build"]),
+    ):
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in given if word.startswith("--")} <= options
+    assert asking["command"][:4] == ["python", "-m", "medloop.cli", "evaluate"]
+    assert building["command"] == ["python", "-m", "medloop.cli", "dataset", "build"]
 
 
-def test_every_component_on_eks_has_the_role_that_is_made_for_it(eks: list[Document]) -> None:
+def test_every_component_on_eks_has_the_role_that_is_made_for_it(rendered: dict[str, list[Document]]) -> None:
+    eks = rendered["components/dataset on eks"]
     roles = (ROOT / "infra" / "aws" / "access.yaml").read_text()
     associated = re.findall(r"^      Namespace: medloop\n      ServiceAccount: (\S+)$", roles, re.MULTILINE)
     [asking] = one(eks, "NetworkPolicy", "to-pod-identity")["spec"]["podSelector"]["matchExpressions"]

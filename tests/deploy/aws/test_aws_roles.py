@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from medloop.data.build import BuiltDataset, build_dataset
+from medloop.data.sources import RawImage, open_source, phantom_source
 from medloop.errors import NotFound, StorageUnavailable
+from medloop.storage.objects import open_objects
 from medloop.storage.s3 import S3Objects
 from moto.core import set_initial_no_auth_action_count
 
@@ -46,6 +49,11 @@ MAY: dict[str, dict[str, set[str]]] = {
         "put": {"decoded/", "training/", RUN + "bundle/", RUN + "search/", RUN + "training/"},
         "delete": {"training/"},
     },
+    "dataset": {
+        "get": {"incoming/", "images/", "datasets/", "lineages/"},
+        "put": {"images/", "datasets/", "lineages/"},
+        "delete": set(),
+    },
     "dashboard": {
         "get": {"images/", "datasets/"}
         | {RUN + folder for folder in ("bundle/", "evaluation/", "explanations/", "search/", "training/")},
@@ -65,7 +73,7 @@ FOLDERS = sorted(
     {
         *("images/", "datasets/", "lineages/", "evaluations/", "decoded/", "training/", "spool/", "spool-aside/"),
         *(RUN + folder for folder in ("bundle/", "evaluation/", "explanations/", "search/", "training/")),
-        *("elsewhere/", "0/3f2a/"),
+        *("incoming/", "elsewhere/", "0/3f2a/"),
     }
 )
 
@@ -117,8 +125,7 @@ def test_pods_do_with_objects_what_their_code_does_and_no_more(cloud: "Cloud") -
 
 def outcomes(cloud: "Cloud", role: str) -> dict[tuple[str, str], bool]:
     """Whether the role, asked through the store that services use, is let through."""
-    arn = f"arn:aws:iam::{ACCOUNT}:role/{role}"
-    keys = cloud.client("sts").assume_role(RoleArn=arn, RoleSessionName="pod")["Credentials"]
+    keys = keys_of(cloud, role)
     s3 = boto3.client(
         "s3",
         region_name=REGION,
@@ -139,6 +146,13 @@ def outcomes(cloud: "Cloud", role: str) -> dict[tuple[str, str], bool]:
     return found
 
 
+def keys_of(cloud: "Cloud", role: str) -> dict[str, str]:
+    """What a Pod with that role is given."""
+    arn = f"arn:aws:iam::{ACCOUNT}:role/{role}"
+    found: dict[str, str] = cloud.client("sts").assume_role(RoleArn=arn, RoleSessionName="pod")["Credentials"]
+    return found
+
+
 def let_through(store: S3Objects, verb: str, key: str) -> bool:
     try:
         if verb == "put":
@@ -154,6 +168,26 @@ def let_through(store: S3Objects, verb: str, key: str) -> bool:
             raise
         return False
     return True
+
+
+def test_a_build_needs_no_more_than_its_role(cloud: "Cloud", monkeypatch: pytest.MonkeyPatch) -> None:
+    incoming = S3Objects(cloud.client("s3"), OBJECTS, "incoming/cells/")
+    for n, image in enumerate(phantom_source(per_class=4, size=16).read()):
+        assert isinstance(image, RawImage)
+        incoming.put(f"{image.label}/{n}.png", image.data)
+    keys = keys_of(cloud, "medloop-dataset")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which has read the environment
+    for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"):
+        monkeypatch.setenv("AWS" + re.sub("([A-Z])", r"_\1", name).upper(), keys[name])
+
+    @set_initial_no_auth_action_count(0)
+    def build() -> BuiltDataset:
+        url = f"s3://{OBJECTS}"
+        return build_dataset(open_source(f"{url}/incoming/cells"), open_objects(url), name="cells")
+
+    first = build()
+    assert len(first.manifest.rows) == 24
+    assert build().manifest.id == first.manifest.id, "also of what is there"
 
 
 def test_pods_may_list_the_buckets_that_they_read(cloud: "Cloud") -> None:
