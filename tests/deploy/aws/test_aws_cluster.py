@@ -41,7 +41,7 @@ def rules() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def overlay() -> list[dict[str, Any]]:
-    """The objects of the overlay eks with the component monitoring."""
+    """The objects of the overlay eks with all components that a pipeline can apply: those without a Job."""
     try:
         kubectl = find_kubectl()
     except CannotCheck as exc:
@@ -51,7 +51,7 @@ def overlay() -> list[dict[str, Any]]:
         mine.mkdir()
         (mine / "kustomization.yaml").write_text(
             "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-            "resources: [../eks]\ncomponents: [../../components/monitoring]\n"
+            "resources: [../eks]\ncomponents: [../../components/monitoring, ../../components/event-retraining]\n"
         )
         return list(yaml.safe_load_all(kustomize(kubectl, mine)))
 
