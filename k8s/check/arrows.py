@@ -4,6 +4,7 @@ An arrow counts only when both ends allow it: the caller's egress and the other'
 namespace has one end; the policy says which by its name, `to-objects` or `from-load-balancer`.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple, TypeAlias
@@ -55,15 +56,13 @@ OVERLAYS = {
     },
 }
 _TRAINERS = {Arrow("trainer", "trainer", ANY_PORT)}
+_BUILDING = {Arrow("dataset", "objects", 443), Arrow("dataset", "pod-identity", 80)}
 _MONITORED = {
     Arrow("prometheus", name, port) for name, port in (("inference", 8080), ("evaluator", 5006), ("explainer", 5005))
 }
 COMPONENTS: dict[str, dict[str, set[Arrow]]] = {
     "batch-scoring": dict.fromkeys(OVERLAYS, _arrows(["batch"], "inference", 8080)),
-    "dataset": {
-        "dev": _arrows(["dataset"], "objects", 443),
-        "eks": {Arrow("dataset", "objects", 443), Arrow("dataset", "pod-identity", 80)},
-    },
+    "dataset": dict.fromkeys(OVERLAYS, _BUILDING),
     "distributed-training": dict.fromkeys(OVERLAYS, _TRAINERS),
     "kubeflow-training": dict.fromkeys(OVERLAYS, _TRAINERS),
     "monitoring": dict.fromkeys(OVERLAYS, _MONITORED),
@@ -144,7 +143,7 @@ def _named(
         if not policy.startswith(prefix):
             raise ValueError(f"addresses belong into a policy whose name says what they are: {prefix}…")
         _check_addresses(block, _ports(rule))
-        return {policy.removeprefix(prefix).partition("-to-")[0]}
+        return {re.split("-to-|-for-", policy.removeprefix(prefix))[0]}
     if (namespace := peer.get("namespaceSelector")) is not None:
         names = {"kube-system": "dns", "monitoring": "prometheus"}
         found = names.get(namespace.get("matchLabels", {}).get("kubernetes.io/metadata.name", ""))

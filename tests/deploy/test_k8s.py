@@ -285,9 +285,25 @@ def test_every_component_on_eks_has_the_role_that_is_made_for_it(rendered: dict[
     roles = (ROOT / "infra" / "aws" / "access.yaml").read_text()
     associated = re.findall(r"^      Namespace: medloop\n      ServiceAccount: (\S+)$", roles, re.MULTILINE)
     [asking] = one(eks, "NetworkPolicy", "to-pod-identity")["spec"]["podSelector"]["matchExpressions"]
-    assert sorted(asking["values"]) == sorted(associated)
+    assert sorted([*asking["values"], "dataset"]) == sorted(associated)
     accounts = {d["metadata"]["name"] for d in eks if d["kind"] == "ServiceAccount"}
     assert accounts == {*associated, "evaluate"}  # which asks the evaluator and MLflow, and nothing of AWS
+
+
+@pytest.mark.parametrize(
+    "name", ["batch-scoring", "dataset", "distributed-training", "kubeflow-training", "search", "training"]
+)
+def test_the_label_of_a_component_with_a_job_selects_all_that_it_brings(
+    rendered: dict[str, list[Document]], name: str
+) -> None:
+    """`kubectl apply -l` leaves nothing out, and an apply without the component takes nothing back."""
+    plain = rendered["overlays/eks"]
+    brought = [document for document in rendered[f"components/{name} on eks"] if document not in plain]
+    assert {"Job", "TrainJob"} & {document["kind"] for document in brought}
+    labels = [document["metadata"].get("labels", {}).get("app.kubernetes.io/component") for document in brought]
+    assert set(labels) == {name}
+    there = {(document["kind"], document["metadata"]["name"]) for document in plain}
+    assert there.isdisjoint((document["kind"], document["metadata"]["name"]) for document in brought)
 
 
 def test_alerts_of_the_documentation_are_the_ones_that_are_deployed(rendered: dict[str, list[Document]]) -> None:
