@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import math
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from medloop.storage.folder import FolderObjects
 from medloop.storage.objects import ObjectStore, open_objects
 from medloop.storage.records import RecordStore, scan
 from medloop.testing import free_port
+from medloop.vision.decode import DEFAULT_LIMITS
 from medloop.vision.encode import encode_png
 from medloop_inference import handover
 from medloop_inference.delivery import Entry, pack
@@ -107,6 +110,24 @@ def test_what_records_did_not_take_is_recorded_by_another_replica(
     assert len(recorded(records)) == COUNT
     assert list(objects.list()) == []
     assert (collector.recorded, collector.waiting, collector.refused, collector.damaged) == (COUNT, 0, 0, 0)
+
+
+def test_the_largest_image_that_is_answered_is_taken(
+    records: RecordStore, objects: ObjectStore, collector: Collector, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no PNG or JPEG leaves the machine as pixels, however small it was; here all limits are a thousandth."""
+    scale = 1000
+    side = math.isqrt(DEFAULT_LIMITS.max_pixels // scale) & ~3
+    head = struct.pack("<2sIII IiiHHIIiiII", b"BM", 54 + 3 * side**2, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    bitmap = head + np.random.default_rng(0).bytes(3 * side**2)
+    for name in ("_TAKEN_BYTES", "_OBJECT_BYTES"):
+        monkeypatch.setattr(handover, name, getattr(handover, name) // scale)
+    large = Entry(b'{"id": "large", "model": {"name": "tiny"}}', bitmap)
+    end_while_records_are_away(objects, root, [*entries(1, encode_png(np.zeros((8, 8), np.uint8))), large])
+    (key,) = left(objects)
+    assert len(objects.get(key)) > 3 * side**2
+    collector.collect_once()
+    assert (len(recorded(records)), left(objects), collector.damaged) == (2, [], 0)
 
 
 def test_what_no_replica_can_have_left_is_not_read(

@@ -17,6 +17,7 @@ from itertools import islice
 from medloop.errors import MedLoopError, NotFound, ObjectTooLarge
 from medloop.storage.objects import ObjectStore
 from medloop.storage.records import RecordStore
+from medloop.vision.decode import DEFAULT_LIMITS
 
 from medloop_inference.delivery import BATCH, Delivery, without_metadata
 from medloop_inference.frames import join_frames, parse_frames
@@ -29,9 +30,9 @@ ASIDE = "spool-aside/"
 _NAME = re.compile(rf"{PREFIX}(?P<place>(?P<replica>r-[A-Za-z0-9._-]+)/(?P<digest>[0-9a-f]{{64}})\.frames)")
 _OBJECT_BYTES = 4 * 2**20
 """An object that has grown to this is closed, so that whoever takes it needs little memory."""
-_TAKEN_BYTES = 128 * 2**20
-"""A larger one is none of ours (the last prediction of an object has at most the bytes of a request's body), and stays
-where it is: it would take the memory that answers need."""
+_TAKEN_BYTES = _OBJECT_BYTES + 4 * DEFAULT_LIMITS.max_pixels
+"""A larger one is none of ours, and stays where it is: it would take the memory that answers need. Ours hold one
+prediction beyond `_OBJECT_BYTES` at most, whose image has three bytes a pixel where it had to be written anew."""
 _MOST = 1000
 """Objects that are looked at together."""
 
