@@ -23,7 +23,7 @@ from medloop_trainer.learn import images_of, set_up
 from medloop_trainer.original import TAG_REPRODUCES
 from medloop_trainer.recipe import TAG_PARENT_VERSION, Options
 from medloop_trainer.reproduce import reproduce
-from medloop_trainer.retrain import Origin, find_champion, retrain
+from medloop_trainer.retrain import Origin, find_champion, learnt_already, retrain
 from medloop_trainer.sampler import Sampler
 from medloop_trainer.stop import Stop
 from medloop_trainer.train import resume
@@ -115,6 +115,17 @@ def test_the_weekly_job_trains_only_where_the_data_set_is_new(lineage: Lineage) 
     assert "0" * 16 in new.stderr
     assert nobody.exit_code == NotFound.exit_status
     assert lineage.registry.versions("phantoms") == before
+
+
+def test_a_version_whose_training_was_lost_as_it_registered_does_not_keep_it_from_learning(lineage: Lineage) -> None:
+    client, model, first = lineage.registry.client, "phantoms", lineage.first.id
+    assert learnt_already(lineage.settings, model, first) == "1"
+    run = lineage.registry.version(model, "1").run_id
+    client.set_terminated(run, "KILLED")
+    try:
+        assert learnt_already(lineage.settings, model, first) is None
+    finally:
+        client.set_terminated(run, "FINISHED")
 
 
 def test_it_goes_on_only_where_it_can(lineage: Lineage, champion: Origin) -> None:

@@ -126,25 +126,29 @@ def retrain(
     """Train the champion further, by its own preparation and architecture; otherwise as `train`."""
     given = _options(locals())
     with _errors_told():
-        if if_new and dataset_id is not None:
-            version = learnt_already(read_trainer_settings(), model, dataset_id)
-            if version is not None:
-                typer.echo(
-                    f"Nothing to learn: {model} version {version} learnt from this very data set version.", err=True
-                )
-                return
-        done = _run(run_retraining, model, dataset_id, resume, given, progress)
+        done = _run(_retrain_if_new if if_new else run_retraining, model, dataset_id, resume, given, progress)
     _answer(done, result)
 
 
+def _retrain_if_new(
+    settings: TrainerSettings, dataset_id: str, model: str, options: Options, shown: Bars, stop: Stop
+) -> TrainingResult | None:
+    # Asked here, where no run is left to go on with: one that was lost while it registered has to come to its end.
+    version = learnt_already(settings, model, dataset_id)
+    if version is None:
+        return run_retraining(settings, dataset_id, model, options, shown, stop)
+    typer.echo(f"Nothing to learn: {model} version {version} learnt from this very data set version.", err=True)
+    return None
+
+
 def _run(
-    begin: Callable[[TrainerSettings, str, str, Options, Bars, Stop], TrainingResult],
+    begin: Callable[[TrainerSettings, str, str, Options, Bars, Stop], TrainingResult | None],
     model: str,
     dataset_id: str | None,
     resume: str | None,
     given: dict[str, object],
     progress: bool | None,
-) -> TrainingResult:
+) -> TrainingResult | None:
     settings = read_trainer_settings()
     if resume is not None and given:
         option = "--" + next(iter(given)).replace("_", "-")
@@ -253,7 +257,9 @@ def _errors_told() -> Iterator[None]:
         raise typer.Exit(exc.exit_status) from exc
 
 
-def _answer(done: TrainingResult | SearchResult | Reproduction, result: Path | None) -> None:
+def _answer(done: TrainingResult | SearchResult | Reproduction | None, result: Path | None) -> None:
+    if done is None:
+        return
     document = done.model_dump_json()
     if result is not None:
         result.write_text(document + "\n")

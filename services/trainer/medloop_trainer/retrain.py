@@ -14,7 +14,7 @@ from medloop.bundle import Bundle
 from medloop.data.leaks import leaked_rows, rows_alike
 from medloop.data.manifest import SPLITS, Manifest, load_manifest
 from medloop.errors import InvalidDataset, InvalidRequest, NotFound
-from medloop.registry import CHAMPION, TAG_DATASET, TAG_DIGEST, Registry, Version, fetch_bundle
+from medloop.registry import CHAMPION, TAG_DATASET, TAG_DIGEST, Registry, Version, fetch_bundle, translated
 from medloop.storage.objects import ObjectStore
 from medloop.vision.prepare import PreparationSpec
 from numpy.typing import NDArray
@@ -103,9 +103,13 @@ def retrain(
 
 def learnt_already(settings: TrainerSettings, model: str, dataset_id: str) -> str | None:
     """The newest version of `model` that learnt from this data set version, whatever became of it since; None when none
-    did. Raises NotFound when there is no such model, and TrackingUnavailable."""
-    versions = Registry(settings.tracking.tracking_uri).versions(model)
-    return next((found.version for found in versions if found.tags.get(TAG_DATASET) == dataset_id), None)
+    did. One whose training was lost before it ended does not count: perhaps nobody was told of it. Raises NotFound when
+    there is no such model, and TrackingUnavailable."""
+    registry = Registry(settings.tracking.tracking_uri)
+    alike = (found for found in registry.versions(model) if found.tags.get(TAG_DATASET) == dataset_id)
+    with translated(registry.tracking_uri, f"The runs of {model}"):
+        ended = (one for one in alike if registry.client.get_run(one.run_id).info.status == "FINISHED")
+        return next((one.version for one in ended), None)
 
 
 def find_champion(registry: Registry, model: str, folder: Path) -> Origin:
