@@ -20,6 +20,8 @@ Document: TypeAlias = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("dev", "eks")
+EKS_ONLY = ("event-retraining",)
+"""The components that take something from that overlay which dev does not have."""
 OLDEST = (1, 27)
 """The first kubectl with kustomize 5, which these files are written for. Components are there from 1.21 on."""
 _SAMPLE = {  # nothing that anybody could use
@@ -94,11 +96,13 @@ def composed(copy: Path, name: str, overlay: str, components: list[str]) -> Path
 
 
 def render_all(kubectl: str, copy: Path) -> dict[str, str]:
-    """By what it is: each overlay, each component on top of eks, and all of them on top of dev."""
+    """By what it is: each overlay, each component on top of eks, all of them, and all but EKS_ONLY on top of dev."""
     found = [path.parent.name for path in (copy / "components").glob("*/kustomization.yaml")]
     components = sorted(found, key=lambda name: (name == "gpu", name))  # which changes what the others brought
     folders = {f"overlays/{name}": copy / "overlays" / name for name in OVERLAYS}
     folders |= {f"components/{name} on eks": composed(copy, f"eks-{name}", "eks", [name]) for name in components}
-    folders["all components on dev"] = composed(copy, "on-dev", "dev", components)
+    folders["all components on eks"] = composed(copy, "on-eks", "eks", components)
+    anywhere = [name for name in components if name not in EKS_ONLY]
+    folders["all components on dev"] = composed(copy, "on-dev", "dev", anywhere)
     with ThreadPoolExecutor(2) as threads:
         return dict(zip(folders, threads.map(lambda folder: kustomize(kubectl, folder), folders.values()), strict=True))

@@ -75,7 +75,7 @@ def container(found: list[Document], name: str) -> Any:
 def test_overlays_and_components_have_no_faults(rendered: dict[str, list[Document]]) -> None:
     components = {path.name for path in (ROOT / "k8s" / "components").iterdir()}
     expected = {f"overlays/{name}" for name in ARROWS} | {f"components/{name} on eks" for name in components}
-    assert set(rendered) == expected | {"all components on dev"}
+    assert set(rendered) == expected | {"all components on dev", "all components on eks"}
     assert [(what, fault) for what, found in rendered.items() for fault in faults(what, found)] == []
 
 
@@ -230,7 +230,7 @@ def test_a_kubectl_that_is_too_old_is_named(
 
 
 def test_every_training_has_a_gpu_where_that_component_is_added(rendered: dict[str, list[Document]]) -> None:
-    found = rendered["all components on dev"]
+    found = rendered["all components on eks"]
     jobs = [d for d in found if d["kind"] == "Job" and d["metadata"]["labels"]["app.kubernetes.io/name"] == "trainer"]
     specs = [job["spec"]["template"]["spec"] for job in jobs]
     specs.append(one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
@@ -241,7 +241,7 @@ def test_every_training_has_a_gpu_where_that_component_is_added(rendered: dict[s
 
 
 def test_a_pod_is_made_anew_unless_it_would_fail_again(rendered: dict[str, list[Document]]) -> None:
-    found = rendered["all components on dev"]
+    found = rendered["all components on eks"]
     jobs = {d["metadata"]["name"]: d["spec"] for d in found if d["kind"] == "Job"}
     jobs |= {d["metadata"]["name"]: d["spec"]["jobTemplate"]["spec"] for d in found if d["kind"] == "CronJob"}
     jobs["retrain by events"] = one(found, "ScaledJob", "retrain")["spec"]["jobTargetRef"]
@@ -421,15 +421,17 @@ def test_a_message_begins_what_the_weekly_training_does(rendered: dict[str, list
     [mounted] = [m["name"] for m in on_message["volumeMounts"] if m["mountPath"] == str(script.parent)]
     volumes = {volume["name"]: volume for volume in scaled["jobTargetRef"]["template"]["spec"]["volumes"]}
     assert script.name in one(found, "ConfigMap", volumes[mounted]["configMap"]["name"])["data"]
+    # Both hear of one queue, the overlay's.
+    [config] = [d["data"] for d in found if d["kind"] == "ConfigMap" and "RETRAINING_QUEUE" in d["data"]]
     [trigger] = scaled["triggers"]
-    queue = {variable["name"]: variable.get("value") for variable in on_message["env"]}
-    assert queue[trigger["metadata"]["queueURLFromEnv"]].endswith("/medloop-retraining")
-    assert f".{trigger['metadata']['awsRegion']}." in queue[trigger["metadata"]["queueURLFromEnv"]]
+    assert trigger["metadata"]["queueURL"] == config["RETRAINING_QUEUE"]
+    assert config["RETRAINING_QUEUE"].startswith(f"https://sqs.{trigger['metadata']['awsRegion']}.amazonaws.com/")
+    assert config["RETRAINING_QUEUE"].endswith("/medloop-retraining")
     assert scaled["maxReplicaCount"] == 1
 
 
 def test_pods_of_one_training_know_what_they_have_in_common(rendered: dict[str, list[Document]]) -> None:
-    found = rendered["all components on dev"]
+    found = rendered["all components on eks"]
     trainings = [one(found, "Job", name)["spec"]["template"]["spec"] for name in ("train", "train-distributed")]
     trainings.append(one(found, "CronJob", "retrain")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
     trainings.append(one(found, "ScaledJob", "retrain")["spec"]["jobTargetRef"]["template"]["spec"])

@@ -1,7 +1,7 @@
 """`python take_messages.py COMMAND…`: take all messages out of RETRAINING_QUEUE, then become COMMAND.
 
-They are a bell. COMMAND asks the data sets themselves what is new, so that a message for another model, or one that a
-weekly training was faster than, trains nothing, and one that comes later rings again.
+They are a bell. COMMAND asks the data sets themselves what is new, so that a message for another model, or a version
+that a weekly training has learnt and registered before, trains nothing, and one that comes later rings again.
 """
 
 import os
