@@ -18,6 +18,7 @@ from k8s.check.render import CannotCheck, copied, find_kubectl, kustomize
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SCRIPTS = ROOT / ".github" / "scripts"
+EKS = ROOT / "k8s" / "overlays" / "eks"
 ACTIONLINT = ROOT / ".venv-actionlint"
 IMAGES = {"mlflow", *(path.parent.name for path in (ROOT / "services").glob("*/pyproject.toml"))}
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -350,6 +351,14 @@ def test_what_was_not_published_is_not_deployed(cluster: Host) -> None:
     missing = render(cluster, f"registry/medloop-inference@{DIGEST}")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "explainer was not published" in missing.stderr
+
+
+def test_a_load_balancer_that_nobody_named_is_not_deployed(cluster: Host) -> None:
+    placeholder = re.search(r"value: (arn:aws:elasticloadbalancing:\S+)", (EKS / "kustomization.yaml").read_text())
+    assert placeholder
+    refused = render(cluster, f"registry/medloop-inference@{DIGEST}\n value: {placeholder[1]}")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "does not name the load balancer" in refused.stderr
 
 
 needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq, which GitHub's machines have")
