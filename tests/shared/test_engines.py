@@ -154,6 +154,25 @@ def test_openvino_reports_to_nobody_and_is_imported_only_when_asked_for(tmp_path
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
 
 
+def test_a_signal_finds_the_process_alive_after_openvino_has_gone(tmp_path: Path) -> None:
+    """Its plug-in takes the stack that signals are handled on with it, if it was loaded in the main thread."""
+    if not engine_is_here("openvino", "float32"):
+        pytest.skip("OpenVINO is not installed")
+    tiny_bundle(tmp_path)
+    code = (
+        "import gc, os, signal, sys, threading; from pathlib import Path; from medloop.bundle import read_bundle; "
+        "from medloop.engines import open_network, openvino; "
+        "kept = [open_network(read_bundle(Path(sys.argv[1])), 'openvino')]; kept[0].check_golden(); "
+        "drop = lambda: (kept.clear(), openvino._core.cache_clear(), gc.collect()); "
+        "thread = threading.Thread(target=drop); thread.start(); thread.join(); "
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled')); os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def verdict(digest: str = "d", passed: bool = True, engine_version_: str | None = None) -> EngineVerdict:
     check = EngineCheck(
         engine="onnxruntime", precision="float32", source="calibration", images=9, max_difference=0, agreement=1

@@ -5,6 +5,8 @@ Half the CPU an image in bfloat16 (ResNet-18 at 224 px: 16 ms against 32) for an
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from queue import LifoQueue
 from typing import Any
 
@@ -25,7 +27,6 @@ class OpenVinoNetwork(Network):
     engine = "openvino"
 
     def __init__(self, bundle: Bundle, precision: str = "float32", threads: int = 1) -> None:
-        openvino = import_openvino()
         check_precision(precision)
         super().__init__(bundle, precision, threads)
         streams = max(1, available_cpus() // threads)
@@ -38,7 +39,7 @@ class OpenVinoNetwork(Network):
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            compiled = openvino.Core().compile_model(bundle.folder / MODEL, "CPU", settings)
+            compiled = _core().compile_model(bundle.folder / MODEL, "CPU", settings)
         except RuntimeError as exc:
             raise UntrustedModel(f"{MODEL} is no network that OpenVINO can run: {exc}") from exc
         # A precision that the processor lacks is replaced without a word: no answer may name one that did not give it.
@@ -64,9 +65,28 @@ class OpenVinoNetwork(Network):
 
 def check_precision(precision: str) -> None:
     """Raise InvalidRequest when OpenVINO is not installed, or this processor cannot compute in `precision`."""
-    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    import_openvino()
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bfloat16" and "BF16" not in capabilities:
         raise InvalidRequest("This processor does not compute in bfloat16; choose the precision float32.")
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's plug-ins: one set for the whole process, loaded in a thread that ends.
+
+    The plug-in for CPUs gives the thread that loads it another stack for signals, and unmaps that when it goes itself,
+    in whatever thread that is. If the main thread had loaded it, the next signal that Python handles would end the
+    process with a segmentation fault.
+    """
+    with ThreadPoolExecutor(1) as once:
+        return once.submit(_load).result()
+
+
+def _load() -> Any:
+    core = import_openvino().Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in
+    return core
 
 
 def import_openvino() -> Any:
