@@ -30,7 +30,6 @@ TORCH_INTO = $(UV) pip install --quiet --no-deps --python $(1) $(if $(TORCH),--t
 TAG ?= dev
 # COVERAGE=1 has `make test` measure it, for .venv/bin/coverage report.
 COVERAGE ?=
-PYTEST = $(BIN)/python $(if $(COVERAGE),-m coverage run --append) -m pytest
 # The service that `make alone` installs.
 SERVICE ?=
 
@@ -75,15 +74,8 @@ image-%:
 lint-aws: $(VENV)/everything ## Look over infra/aws with cfn-lint.
 	$(BIN)/cfn-lint infra/aws/*.yaml
 
-# The trainer's tests train in their own process, and have one to themselves: at the end of a process that had run four
-# thousand others, with a browser's and many services' threads, training twice ended in a segmentation fault. What fails
-# in the one does not keep the other from running.
-test: $(VENV)/everything $(VENV)/browser ## The whole test suite (ARGS: what pytest is told instead).
-ifeq ($(ARGS),)
-	status=0; for part in tests/trainer --ignore=tests/trainer; do $(PYTEST) $$part || status=$$?; done; exit $$status
-else
-	$(PYTEST) $(ARGS)
-endif
+test: $(VENV)/everything $(VENV)/browser ## The whole test suite (ARGS for pytest).
+	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest $(ARGS)
 
 alone: $(VENV)/bootstrap ## Install one service from its own lock and nothing else, and start it (SERVICE=inference).
 	@case " $(SERVICES) " in *" $(SERVICE) "*) ;; *) echo "Which one? make alone SERVICE=..., one of: $(SERVICES)" >&2; exit 2 ;; esac
