@@ -2,7 +2,9 @@
 settings are those of the tree."""
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
+
+from k8s.check.render import CannotCheck, copied, find_kubectl, kustomize
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploying.md").read_text()
@@ -95,10 +99,13 @@ def test_only_outputs_and_resources_that_a_stack_has_are_asked_for() -> None:
 
 def test_what_others_make_is_pinned_and_fits_together() -> None:
     """The controller's definitions and rights are of its own version, the autoscaler's image of the cluster's."""
-    charts = dict(re.findall(r"helm install \S+ \S+/(\S+) --version (\d+\.\d+\.\d+) ", COMMANDS))
-    assert len(charts) == COMMANDS.count("helm install ") == 5
+    told = COMMANDS + (ROOT / "k8s" / "README.md").read_text()
+    charts = re.findall(r"helm install \S+ (\S+)/(\S+) --version (\d+\.\d+\.\d+) ", told)
+    assert len(charts) == told.count("helm install ") == 6
+    assert {repository for repository, _, _ in charts} == set(re.findall(r"helm repo add (\S+) https://", told))
+    versions = {chart: version for _, chart, version in charts}
     (controller,) = re.findall(r"aws-load-balancer-controller/v(\S+)$", COMMANDS, re.M)
-    assert controller == charts["aws-load-balancer-controller"]
+    assert controller == versions["aws-load-balancer-controller"]
     assert "refs/heads" not in PAGE
     assert "latest/download" not in PAGE
     kubernetes = re.search(r'version: "([\d.]+)"', (ROOT / "infra" / "aws" / "eks" / "cluster.yaml").read_text())
@@ -125,7 +132,40 @@ def test_what_is_deployed_by_hand_is_what_the_environment_names() -> None:
     assert "vars.OVERLAY || 'k8s/overlays/eks'" in workflow
     made = set(re.findall(r"(?:mkdir -p|cp -r \S+) (k8s/overlays/[a-z-]+)", PAGE))
     assert set(re.findall(r"apply -k (k8s/overlays/[a-z-]+)", COMMANDS)) <= made
-    assert {"k8s/overlays/mine", "k8s/overlays/staging"} <= made
+    assert {"k8s/overlays/mine", "k8s/overlays/staging", "k8s/overlays/staging-mine"} <= made
+
+
+def test_overlays_are_made_by_the_commands_as_they_stand_here() -> None:
+    """All of steps 6 to 8 and of staging that changes a file, typed in this order; then rendered, as an apply would."""
+    try:
+        kubectl = find_kubectl()
+    except CannotCheck as exc:
+        pytest.skip(str(exc))
+    typed = re.findall(r"^(?:sed -i .*|cp -r k8s.*|mkdir -p k8s[\s\S]*?\nEND)$", PAGE, re.M)
+    assert len(typed) == 9
+    script = "\n".join(typed).replace("monitoring]", "monitoring, ../../components/event-retraining]")
+    production, staging = "1" * 12, "2" * 12
+    script = script.replace("PRODUCTION_ACCOUNT", production).replace("PRODUCTION_REGION", "eu-west-3")
+    script = script.replace("cp -r", f"ACCOUNT={staging} AWS_REGION=us-west-2; cp -r", 1)
+    known = {"ACCOUNT": production, "AWS_REGION": "eu-west-3", "ARN": "arn:aws:elasticloadbalancing:of/medloop"}
+    with copied() as k8s:
+        subprocess.run(["bash", "-euc", script], cwd=k8s.parent, env=known | {"PATH": os.environ["PATH"]}, check=True)
+        mine, theirs, training = (
+            kustomize(kubectl, k8s / "overlays" / name) for name in ("mine", "staging-mine", "eks-train")
+        )
+    for rendered in (mine, theirs, training):
+        for left in ("111122223333", "eu-central-1", "medloop.example.com", "loadbalancer/app/NAME/ID"):
+            assert left not in rendered
+        images = set(re.findall(r"image: (.*medloop-.*)", rendered))
+        assert len(images) == 6
+        assert {re.sub(r"medloop-\w+", "", image) for image in images} == {
+            f"{production}.dkr.ecr.eu-west-3.amazonaws.com/:COMMIT"
+        }
+    rest = re.sub(r"image: .*", "", theirs)
+    assert production not in rest
+    assert "eu-west-3" not in rest
+    assert f"queueURL: https://sqs.us-west-2.amazonaws.com/{staging}/medloop-retraining" in rest
+    assert "awsRegion: us-west-2" in rest
 
 
 def test_every_secret_that_the_cluster_fetches_is_made() -> None:
