@@ -43,7 +43,7 @@ def test_buckets_are_closed_encrypted_and_keep_what_was_overwritten(cloud: "Clou
     ]
 
 
-def test_only_what_can_be_made_anew_expires(cloud: "Cloud") -> None:
+def test_only_what_can_be_made_anew_or_was_taken_over_expires(cloud: "Cloud") -> None:
     s3 = cloud.client("s3")
     rules = {
         (bucket, rule["Filter"]["Prefix"]): rule
@@ -51,10 +51,11 @@ def test_only_what_can_be_made_anew_expires(cloud: "Cloud") -> None:
         for rule in s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
         if rule["Status"] == "Enabled"
     }
-    folders = ("decoded/", "spool/", "training/")
+    folders = ("decoded/", "incoming/", "spool/", "training/")
     assert rules.keys() == {(ARTIFACTS, ""), (OBJECTS, ""), *((OBJECTS, folder) for folder in folders)}
     expiring = {where for where, rule in rules.items() if "Days" in rule.get("Expiration", {})}
-    assert expiring == {(OBJECTS, "decoded/"), (OBJECTS, "training/")}
+    assert expiring == {(OBJECTS, folder) for folder in folders if folder != "spool/"}
+    assert {rules[where]["Expiration"]["Days"] for where in expiring} == {30}
     for (_, prefix), rule in rules.items():
         assert rule["NoncurrentVersionExpiration"]["NoncurrentDays"] == (1 if prefix else 30)
         if not prefix:  # which is for every object
