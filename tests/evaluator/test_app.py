@@ -82,6 +82,23 @@ async def test_a_request_is_told_in_time_that_objects_hang(
     assert int(answer.headers["retry-after"]) > 0
 
 
+async def test_the_gate_reads_all_images_with_patience(
+    client: httpx.AsyncClient,
+    register: RegisterVersion,
+    newer_dataset: Manifest,
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register()
+    await approve(client, "1")
+    register(dataset_id=newer_dataset.id)
+    monkeypatch.setenv("MEDLOOP_OBJECTS_SECONDS", "1e-9")  # too little for any answer
+    async with asgi_client(create_app(EvaluatorSettings())) as impatient:
+        answer = await impatient.post("/gate", json={"model": MODEL, "version": "2"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["figures"]["images"] == TEST_IMAGES
+
+
 async def test_an_evaluation_reports_what_the_network_really_answers(
     client: httpx.AsyncClient, register: RegisterVersion, dataset: Manifest, objects: ObjectStore, registry: Registry
 ) -> None:

@@ -54,10 +54,11 @@ def create_app(settings: EvaluatorSettings) -> App:
     objects = open_objects(settings.storage.objects_url)
     prompt_objects = open_objects(settings.storage.objects_url, within=settings.storage.objects_seconds)
     records = open_records(settings.storage.records_url)
-    evaluator = Evaluator(registry, objects, settings.home)  # of jobs
-    prompt_evaluator = Evaluator(registry, prompt_objects, settings.home)  # of requests
+    # Of jobs, and of the gate: where the champion has not answered these images yet, that reads them all.
+    evaluator = Evaluator(registry, objects, settings.home)
+    prompt_evaluator = Evaluator(registry, prompt_objects, settings.home)  # of requests for what is kept
     checker = EngineChecker(registry, objects, records, settings.home)
-    gate = Gate(prompt_evaluator, records)
+    gate = Gate(evaluator, records)
     signer = Signer.open(settings.home.keys_dir)
     ledger = Ledger(records, registry, Verifier.open(settings.home.keys_dir))
     approver = Approver(registry, records, gate, ledger, signer, settings.home)
