@@ -15,34 +15,50 @@ from medloop.errors import Forbidden
 from medloop.settings import ServerSettings
 from medloop.testing import free_port
 from medloop_dashboard.__main__ import command
+from medloop_dashboard.settings import DashboardSettings
 
 HEAVY = ("torch", "torchvision", "mlflow.pyfunc", "sklearn", "matplotlib", "onnxruntime")
 """What no page may need."""
 
 
 def test_loopback_only_unless_a_proxy_stands_in_front() -> None:
-    flags = command(ServerSettings(), AuthSettings())
+    flags = command(ServerSettings(), AuthSettings(), DashboardSettings())
     assert "--server.address=127.0.0.1" in flags
     assert "--server.port=8501" in flags
     assert "--server.allowedHosts=localhost" in flags
     with pytest.raises(Forbidden, match="MEDLOOP_AUTH=proxy"):
-        command(ServerSettings(host="0.0.0.0"), AuthSettings())
+        command(ServerSettings(host="0.0.0.0"), AuthSettings(), DashboardSettings())
     with pytest.raises(Forbidden, match="MEDLOOP_AUTH=proxy"):
-        command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="keys"))  # which a browser does not send
-    behind = command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"))
+        command(
+            ServerSettings(host="0.0.0.0"), AuthSettings(auth="keys"), DashboardSettings()
+        )  # which a browser does not send
+    behind = command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"), DashboardSettings())
     assert not any("allowedHosts" in flag for flag in behind)
 
 
 def test_one_person_s_dashboard_in_a_container_answers_under_loopback_names_only() -> None:
-    mine = command(ServerSettings(host="0.0.0.0"), AuthSettings(), "Ann Lee")
+    ann = DashboardSettings(person="Ann Lee")
+    mine = command(ServerSettings(host="0.0.0.0"), AuthSettings(), ann)
     assert "--server.address=0.0.0.0" in mine
     assert {"--server.allowedHosts=127.0.0.1", "--server.allowedHosts=localhost"} <= set(mine)
     with pytest.raises(Forbidden, match="MEDLOOP_PERSON"):
-        command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"), "Ann Lee")
+        command(ServerSettings(host="0.0.0.0"), AuthSettings(auth="proxy"), ann)
+
+
+@pytest.mark.parametrize("person", [None, "Ann Lee"])
+def test_a_signature_that_nobody_would_check_is_no_silent_setting(person: str | None) -> None:
+    checked = DashboardSettings(
+        person=person,
+        user_token_header="x-amzn-oidc-data",
+        user_token_signer="arn:…",
+        user_token_keys="https://keys.example",
+    )
+    with pytest.raises(Forbidden, match="MEDLOOP_USER_TOKEN_HEADER is checked only with MEDLOOP_AUTH=proxy"):
+        command(ServerSettings(), AuthSettings(), checked)
 
 
 def test_protections_are_on_and_nobody_is_told() -> None:
-    flags = command(ServerSettings(max_body_bytes=2**20), AuthSettings())
+    flags = command(ServerSettings(max_body_bytes=2**20), AuthSettings(), DashboardSettings())
     for flag in (
         "--server.enableXsrfProtection=true",
         "--server.enableCORS=true",

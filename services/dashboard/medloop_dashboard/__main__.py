@@ -21,16 +21,24 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("app.py")
 
 
-def command(server: ServerSettings, auth: AuthSettings, person: str | None = None) -> list[str]:
-    """The command line that serves the dashboard as `server` and `auth` say, to whom `person` names alone or to all.
+def command(server: ServerSettings, auth: AuthSettings, settings: DashboardSettings) -> list[str]:
+    """The command line that serves the dashboard as `server` and `auth` say, to whom `settings.person` names alone or
+    to all.
 
     Raises Forbidden for an address that others can reach when nothing stands in front: a browser sends no API key,
-    so keys keep nobody out of pages.
+    so keys keep nobody out of pages. Also for a header to be checked that nobody would look at.
     """
-    if person is not None:
+    if settings.user_token_header is not None and not auth.proxy:
+        raise Forbidden(
+            "MEDLOOP_USER_TOKEN_HEADER is checked only with MEDLOOP_AUTH=proxy: set that too, or unset all "
+            "MEDLOOP_USER_TOKEN_* settings."
+        )
+    if settings.person is not None:
         if auth.proxy:
             raise Forbidden("Leave MEDLOOP_PERSON unset with MEDLOOP_AUTH=proxy: the proxy says who somebody is.")
-        logger.warning("MEDLOOP_PERSON: whoever reaches %s is %s; publish this port on loopback", server.host, person)
+        logger.warning(
+            "MEDLOOP_PERSON: whoever reaches %s is %s; publish this port on loopback", server.host, settings.person
+        )
     elif not auth.proxy and not is_loopback(server.host):
         raise Forbidden(
             f"Keys and tokens do not guard the dashboard's pages: listening on {server.host} needs "
@@ -88,7 +96,7 @@ def check_port(server: ServerSettings) -> None:
 def main() -> None:
     try:
         server = read_settings(ServerSettings)
-        arguments = command(server, read_settings(AuthSettings), read_settings(DashboardSettings).person)
+        arguments = command(server, read_settings(AuthSettings), read_settings(DashboardSettings))
         check_port(server)
     except MedLoopError as error:
         sys.stderr.write(f"{error.detail}\n")
