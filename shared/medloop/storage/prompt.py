@@ -30,11 +30,11 @@ class PromptObjects:
     """
 
     def __init__(self, store: ObjectStore, seconds: float, *, places: int = 32) -> None:
-        self._store, self._seconds = store, seconds
+        self._store, self.seconds = store, seconds
         self._places = threading.BoundedSemaphore(places)
 
     def __repr__(self) -> str:
-        return f"PromptObjects({self._store!r}, {self._seconds:g})"
+        return f"PromptObjects({self._store!r}, {self.seconds:g})"
 
     @property
     def url(self) -> str:
@@ -67,14 +67,21 @@ class PromptObjects:
 
     def _ask(self, verb: Callable[[], Answer]) -> Answer:
         """What `verb` returns or raises, if that is in time."""
-        end = time.monotonic() + self._seconds
-        if not self._places.acquire(timeout=self._seconds):
+        end = time.monotonic() + self.seconds
+        if not self._places.acquire(timeout=self.seconds):
             raise self._too_late()
         answer: Future[Answer] = Future()
         # A daemon, and none of a pool's, which Python waits for when it ends.
-        threading.Thread(
+        thread = threading.Thread(
             target=copy_context().run, args=(self._settle, verb, answer), name="prompt objects", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            self._places.release()
+            raise StorageUnavailable(
+                f"This machine starts no more threads now, to ask the object storage at {self.url}; try again later."
+            ) from exc
         if not wait([answer], max(0.0, end - time.monotonic())).done:
             raise self._too_late()
         return answer.result()
@@ -89,5 +96,5 @@ class PromptObjects:
 
     def _too_late(self) -> StorageUnavailable:
         return StorageUnavailable(
-            f"The object storage at {self.url} does not answer within {self._seconds:g} s; try again later."
+            f"The object storage at {self.url} does not answer within {self.seconds:g} s; try again later."
         )

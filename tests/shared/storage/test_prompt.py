@@ -66,8 +66,23 @@ def test_a_list_that_hangs_halfway_is_told_too(tmp_path: Path) -> None:
             yield from (f"{prefix}{number:04d}" for number in range(1000))
             assert answering.wait(60)
 
-    keys = PromptObjects(Lists(tmp_path), 0.5).list("a/")
+    objects = PromptObjects(Lists(tmp_path), 60)
+    keys = objects.list("a/")
     assert [next(keys) for _ in range(1000)][::999] == ["a/0000", "a/0999"]
+    objects.seconds = SOON
     with pytest.raises(StorageUnavailable):
         next(keys)
     answering.set()
+
+
+def test_a_thread_that_cannot_start_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    objects = PromptObjects(FolderObjects(tmp_path), 60, places=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", full)
+        with pytest.raises(StorageUnavailable, match="no more threads"):
+            objects.put("key", b"x")
+    objects.put("key", b"y")
+    assert objects.get("key") == b"y"
