@@ -158,6 +158,23 @@ async def test_objects_that_hang_hold_no_explanation_up(
     assert answer.json()["attributions"][0]["quality"]["background_images"] == 0
 
 
+async def test_a_set_is_patient_about_its_background_too(
+    home: Path,
+    tracking_uri: str,
+    version: Version,
+    dataset: Manifest,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MEDLOOP_OBJECTS_SECONDS", "1e-9")  # too little for any answer
+    async with asgi_client(create_app(ExplainerSettings())) as impatient:
+        job = await explain_set(impatient, rows=[5])
+    assert job["status"] == "succeeded", job
+    folder = Path(registry.client.download_artifacts(version.run_id, "explanations"))
+    index = ExplanationIndex.model_validate_json((folder / "index.json").read_bytes())
+    assert index.quality["shap"]["background_images"] == 9
+
+
 async def test_the_background_outlives_objects(
     client: httpx.AsyncClient, version: Version, dataset: Manifest, home: Path
 ) -> None:

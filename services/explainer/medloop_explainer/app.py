@@ -39,8 +39,8 @@ def create_app(settings: ExplainerSettings) -> App:
     registry = Registry(settings.tracking.tracking_uri)
     records = open_records(settings.storage.records_url)
     storage = settings.storage
-    prompt_objects = open_objects(storage.objects_url, within=storage.objects_seconds)  # somebody waits for a model
-    explainer = Explainer(Models(registry, prompt_objects, settings.home), open_objects(storage.objects_url))
+    prompt_objects = open_objects(storage.objects_url, within=storage.objects_seconds)
+    explainer = Explainer(Models(registry, settings.home), open_objects(storage.objects_url), prompt_objects)
     jobs = Jobs(records)
     readiness = Readiness()
 

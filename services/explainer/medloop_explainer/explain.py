@@ -25,12 +25,13 @@ _DECIMALS = 7  # of values in JSON: a millionth of the probability is nothing, a
 
 
 class Explainer:
-    """Explains one image at a time: torch takes every core for each, so two at once would both be slower. Images of a
-    set, which nobody waits for, are read from `objects`."""
+    """Explains one image at a time: torch takes every core for each, so two at once would both be slower. What a set
+    needs, which nobody waits for, is read from `objects`, for one image from `prompt_objects`."""
 
-    def __init__(self, models: Models, objects: ObjectStore) -> None:
+    def __init__(self, models: Models, objects: ObjectStore, prompt_objects: ObjectStore) -> None:
         self.models = models
         self.objects = objects
+        self.prompt_objects = prompt_objects
         self._turn = threading.Lock()
 
     def explain(self, version: Version, data: bytes, target: str | None, methods: Sequence[Method]) -> Explanation:
@@ -38,7 +39,7 @@ class Explainer:
         `data`. Raises InvalidImage for what is none, InvalidRequest for an unknown class."""
         from medloop_explainer.reasons import probabilities, reasons
 
-        model = self.models.open(version)
+        model = self.models.open(version, self.prompt_objects)
         classes = model.bundle.card.classes
         if target is not None and target not in classes:
             raise InvalidRequest(f"The model knows no class {target!r}; its classes are {', '.join(classes)}.")
@@ -71,7 +72,7 @@ class Explainer:
         from medloop_explainer.reasons import probabilities, reasons
 
         version = self.models.find(request.model, request.version)
-        model = self.models.open(version)
+        model = self.models.open(version, self.objects)
         manifest = load_manifest(self.objects, model.bundle.card.dataset_id)
         rows = _chosen(manifest, request)
         found = ExplainedSet(model.ref, request.split, model.bundle.card.classes)

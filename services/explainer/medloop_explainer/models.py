@@ -42,9 +42,8 @@ class Model:
 class Models:
     """The versions that were asked for last, by bundle digest."""
 
-    def __init__(self, registry: Registry, objects: ObjectStore, home: HomeSettings) -> None:
+    def __init__(self, registry: Registry, home: HomeSettings) -> None:
         self.registry = registry
-        self.objects = objects
         self.home = home
         self._held: OrderedDict[str, Model] = OrderedDict()
         self._lock = threading.Lock()
@@ -58,9 +57,10 @@ class Models:
             raise NoModel(f"{model} has no champion; name a version, or approve one: medloop approve")
         return champion
 
-    def open(self, version: Version) -> Model:
-        """The version ready for explaining. It need not be approved, but must be the bundle that was registered and
-        give its golden answers: raises UntrustedModel otherwise."""
+    def open(self, version: Version, objects: ObjectStore) -> Model:
+        """The version ready for explaining, its background from `objects` if it is not kept here. It need not be
+        approved, but must be the bundle that was registered and give its golden answers: raises UntrustedModel
+        otherwise."""
         from medloop.nets import rebuild
 
         bundle = fetch_bundle(self.registry, version, self.home.bundles_dir)
@@ -72,19 +72,24 @@ class Models:
             bundle_digest=bundle.digest,
             engine="torch",
         )
+        background = self._background(bundle, objects)  # without the lock: a set may wait long for it
         with self._lock:
             held = self._held.pop(bundle.digest, None)
             # A background that could not be had is tried for again.
-            if held is None or not len(held.background):
+            if held is None or len(held.background) < len(background):
                 network = held.network if held else rebuild(bundle).requires_grad_(False)
-                held = Model(ref, bundle, network, self._background(bundle))
+                held = Model(ref, bundle, network, background)
             self._held[bundle.digest] = held
             while len(self._held) > HELD:
                 self._held.popitem(last=False)
         return held
 
-    def _background(self, bundle: Bundle) -> Pixels:
+    def _background(self, bundle: Bundle, objects: ObjectStore) -> Pixels:
         """Training images, kept on this disk so that explaining goes on while objects are down."""
+        with self._lock:
+            held = self._held.get(bundle.digest)
+        if held is not None and len(held.background):
+            return held.background
         path = self.home.cache_dir / "backgrounds" / f"{bundle.digest}.npy"
         try:
             kept: Pixels = np.load(path, allow_pickle=False)
@@ -95,9 +100,9 @@ class Models:
         else:
             return kept
         try:
-            manifest = load_manifest(self.objects, bundle.card.dataset_id)
+            manifest = load_manifest(objects, bundle.card.dataset_id)
             rows = [manifest.rows[row] for row in take_in_turn(manifest, "train", BACKGROUND_IMAGES)]
-            images = np.stack([prepare(self.objects.get(row.location), bundle.card.preparation) for row in rows])
+            images = np.stack([prepare(objects.get(row.location), bundle.card.preparation) for row in rows])
         except MedLoopError as exc:
             logger.warning("no training images for SHAP, which measures from the mean intensity: %s", exc.detail)
             spec = bundle.card.preparation
@@ -125,7 +130,7 @@ def to_tensor(pixels: Pixels) -> "Tensor":
 
 
 def _keep(path: Path, images: Pixels) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
