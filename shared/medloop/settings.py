@@ -78,7 +78,7 @@ class StorageSettings(BaseSettings):
     home: Path = Field(default_factory=find_home)
     objects_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_OBJECTS_URL", repr=False)] = None
     records_url_: Annotated[str | None, Field(validation_alias="MEDLOOP_RECORDS_URL", repr=False)] = None
-    objects_seconds: float = Field(default=5.0, gt=0)
+    objects_seconds: float = Field(default=5.0, gt=0, le=3600)
 
     @property
     def objects_url(self) -> str:

@@ -39,6 +39,7 @@ def test_a_masked_address_never_shows_the_password(password: str) -> None:
         ("MEDLOOP_AUTH", "none", AuthSettings, "MEDLOOP_AUTH is not set as it must be: choose "),
         ("MEDLOOP_LOG_LEVEL", "LOUD", ServerSettings, "MEDLOOP_LOG_LEVEL is not set as it must be: .*'WARNING'"),
         ("MEDLOOP_AUTH", "oidc", AuthSettings, "MEDLOOP_OIDC_ISSUER"),
+        ("MEDLOOP_OBJECTS_SECONDS", "inf", StorageSettings, "MEDLOOP_OBJECTS_SECONDS is not set as it must be: "),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(
