@@ -100,10 +100,9 @@ class Manifest:
     def counts(self) -> dict[Split, dict[str, int]]:
         """Images by split and class; every split and class is there, also with 0."""
         labels, splits, width = self.columns.labels, self.columns.splits, len(self.classes)
-        table = np.bincount(splits * np.int64(width) + labels, minlength=len(SPLITS) * width).reshape(-1, width)
-        return {
-            split: dict(zip(self.classes, row, strict=True)) for split, row in zip(SPLITS, table.tolist(), strict=True)
-        }
+        table = np.bincount(splits * np.int64(width) + labels, minlength=len(SPLITS) * width)
+        by_split = table.reshape(len(SPLITS), width).tolist()
+        return {split: dict(zip(self.classes, row, strict=True)) for split, row in zip(SPLITS, by_split, strict=True)}
 
     def summary(self) -> dict[str, Any]:
         """What dataset.json holds."""

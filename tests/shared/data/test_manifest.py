@@ -78,6 +78,7 @@ def test_counts_name_every_split_and_class() -> None:
         "test": {"cat": 0, "dog": 1},
     }
     assert [row.split for row in manifest().of("val")] == ["val"] * 10
+    assert Manifest("zoo", (), ()).counts() == {split: {} for split in SPLITS}
 
 
 def test_saved_and_loaded_is_equal(objects: ObjectStore) -> None:
