@@ -14,7 +14,7 @@ import threading
 import time
 from base64 import urlsafe_b64decode
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,12 +28,14 @@ from medloop.errors import Unauthenticated
 
 logger = logging.getLogger(__name__)
 
+Kept = TypeVar("Kept")
+
 LEEWAY_SECONDS = 30
 """By how much clocks may differ."""
 RETRY_SECONDS = 10.0
 """Between two attempts to read a key that could not be read."""
 FETCH_SECONDS = 5.0
-CACHED_KEYS = 64
+CACHED_KEYS = 64  # and as many ids of those that could not be read
 _MAX_TOKEN = 32 * 2**10
 _PART = r"([A-Za-z0-9_-]+)={0,2}"
 _TOKEN = re.compile(rf"({_PART}\.{_PART})\.{_PART}")
@@ -55,8 +57,9 @@ class SignedHeader:
         named = {"alg": "ES256", "signer": signer, "client": client, "iss": issuer}
         self._expected = {field: value for field, value in named.items() if value is not None}
         self._keys: OrderedDict[str, EllipticCurvePublicKey] = OrderedDict()
-        self._failed: tuple[str, float] | None = None
-        self._reading = threading.Lock()
+        self._failed: OrderedDict[str, float] = OrderedDict()
+        """Until when what could not be read is not asked for again, `time.monotonic()`."""
+        self._lock = threading.Lock()
 
     def check(self, token: str) -> str:
         """The name of the person whom `token`, the header's value, is about.
@@ -86,18 +89,22 @@ class SignedHeader:
             raise _refused("it names no key")
         if (known := self._keys.get(key_id)) is not None:
             return known
-        with self._reading:
-            if key_id not in self._keys:
-                self._keys[key_id] = self._fetch(key_id)
-                if len(self._keys) > CACHED_KEYS:
-                    self._keys.popitem(last=False)
-            return self._keys[key_id]
+        key = self._fetch(key_id)  # without the lock: nobody waits for a key that only another's token names
+        self._keep(self._keys, key_id, key)
+        return key
+
+    def _keep(self, kept: "OrderedDict[str, Kept]", key_id: str, what: Kept) -> None:
+        with self._lock:
+            kept[key_id] = what
+            kept.move_to_end(key_id)
+            if len(kept) > CACHED_KEYS:
+                kept.popitem(last=False)
 
     def _fetch(self, key_id: str) -> EllipticCurvePublicKey:
         refusal = NoSigningKeys(
             f"Nobody new can be let in: the load balancer's key cannot be read below {self.keys_url}. Try again soon."
         )
-        if self._failed is not None and self._failed[0] == key_id and time.monotonic() < self._failed[1]:
+        if time.monotonic() < self._failed.get(key_id, 0.0):
             raise refusal
         try:
             response = httpx.get(f"{self.keys_url}/{key_id}", timeout=FETCH_SECONDS)
@@ -107,7 +114,7 @@ class SignedHeader:
                 raise ValueError("it is no key of the curve P-256")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, UnsupportedAlgorithm) as exc:
             logger.warning("the load balancer's key %s cannot be read: %s", key_id, type(exc).__name__)
-            self._failed = (key_id, time.monotonic() + RETRY_SECONDS)
+            self._keep(self._failed, key_id, time.monotonic() + RETRY_SECONDS)
             raise refusal from exc
         return key
 

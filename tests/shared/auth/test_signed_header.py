@@ -2,9 +2,11 @@
 
 import hmac
 import json
+import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -144,6 +146,55 @@ def test_without_keys_nobody_is_let_in_and_they_are_not_asked_for_all_the_time(
         other.check(balancer.token())
     balancer.up = True
     assert other.check(balancer.token()) == "ann"
+
+
+def test_each_of_several_keys_that_cannot_be_read_is_remembered(
+    balancer: LoadBalancer, checker: SignedHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"00000000-0000-4000-8000-{number:012}" for number in (2, 3, 4)]
+
+    def ask(key_id: str) -> None:
+        with pytest.raises(NoSigningKeys):
+            checker.check(balancer.token(kid=key_id))
+
+    for key_id in (*ids, *ids):
+        ask(key_id)
+    assert balancer.asked == [f"/{key_id}" for key_id in ids]
+    monkeypatch.setattr(signed_header, "CACHED_KEYS", 3)
+    ask("00000000-0000-4000-8000-000000000005")
+    ask(ids[2])
+    ask(ids[0])  # the oldest, which made room
+    assert balancer.asked[3:] == ["/00000000-0000-4000-8000-000000000005", f"/{ids[0]}"]
+
+
+def test_a_key_whose_reading_hangs_holds_up_no_other_token(
+    balancer: LoadBalancer, checker: SignedHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signed_header, "FETCH_SECONDS", 60.0)
+    made_up, asked, answering = "00000000-0000-4000-8000-000000000002", threading.Event(), threading.Event()
+
+    class Keys(dict[str, bytes]):
+        def get(self, path: str, default: object = None) -> bytes | None:  # type: ignore[override]
+            if path.endswith(made_up):
+                asked.set()
+                assert answering.wait(60)
+            return super().get(path)
+
+    balancer.keys = Keys(balancer.keys)
+
+    def ask() -> None:
+        with pytest.raises(NoSigningKeys):
+            checker.check(balancer.token(kid=made_up))
+
+    with ThreadPoolExecutor(2) as threads:
+        hanging = threads.submit(ask)
+        assert asked.wait(60)
+        try:
+            assert threads.submit(checker.check, balancer.token()).result(60) == "ann"
+            assert not hanging.done()
+        finally:
+            answering.set()
+        hanging.result(60)
 
 
 def test_nobody_listening_is_no_reason_to_believe(balancer: LoadBalancer) -> None:
