@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import shutil
 import socket
 import threading
@@ -208,6 +209,18 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@contextmanager
+def nearly_full(most: int) -> Iterator[None]:
+    """As on a disk with room for `most` bytes: meanwhile this process can write no file beyond them, be it what a test
+    runner logs to. Keep it around the one call that is to find the disk full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

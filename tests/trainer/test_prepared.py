@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import resource
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from medloop.data.shards import Layout, Shards
 from medloop.data.sources import phantom_source
 from medloop.errors import Preempted, StorageFull, StorageUnavailable
 from medloop.storage.objects import ObjectStore
+from medloop.testing import nearly_full
 from medloop.vision.prepare import PreparationSpec
 from medloop_trainer.budget import measure
 from medloop_trainer.checkpoint import Checkpoints, find_checkpoint
@@ -172,21 +171,12 @@ def test_a_cache_is_kept_where_there_is_room(stored: tuple[Storage, Manifest], t
     assert same(there, opened(stored, tmp_path / "none", NO_CACHE), stored[1])
 
 
-@pytest.fixture
-def nearly_full() -> Iterator[None]:
-    """A disk on which this process can write no file beyond 16 KiB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("nearly_full")
 def test_a_disk_that_fills_up_meanwhile_leaves_streaming(
     stored: tuple[Storage, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert isinstance(opened(stored, tmp_path / "cache").images, Shards)
+    with caplog.at_level(logging.WARNING), nearly_full(16_384):
+        found = opened(stored, tmp_path / "cache").images
+    assert isinstance(found, Shards)
     assert "decoded images are streamed: The disk is full" in caplog.text
     assert not list((tmp_path / "cache").iterdir())
 

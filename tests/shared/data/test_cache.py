@@ -2,8 +2,7 @@
 
 import json
 import logging
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from medloop.data.manifest import SPLITS, Manifest
 from medloop.data.sources import phantom_source
 from medloop.errors import InvalidImage, NotFound, StorageFull, StorageUnavailable
 from medloop.storage.objects import ObjectStore
+from medloop.testing import nearly_full
 from medloop.vision.prepare import PreparationSpec, prepare
 
 SPEC = PreparationSpec(mode="L", size=24)
@@ -126,18 +126,8 @@ def test_a_damaged_cache_is_made_anew(
     assert len(list(folder.iterdir())) == 1
 
 
-@pytest.fixture
-def nearly_full() -> Iterator[None]:
-    """A disk on which this process can write no file beyond 64 KiB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("nearly_full")
 def test_a_full_disk_is_told_and_leaves_nothing(manifest: Manifest, objects: ObjectStore, folder: Path) -> None:
-    with pytest.raises(StorageFull, match="free some space"):
+    with nearly_full(65_536), pytest.raises(StorageFull, match="free some space"):
         open_cache(manifest, SPEC, objects, folder)
     assert not list((folder).iterdir())
 
