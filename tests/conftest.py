@@ -1,6 +1,7 @@
 """Fixtures that every part's tests share: a home of their own, stores in it, and an MLflow without a server."""
 
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def objects(home: Path) -> ObjectStore:
     return open_objects((home / "objects").as_uri())
+
+
+@pytest.fixture
+def hanging_s3(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Objects are in an S3 that takes connections and says nothing, and whoever has a person waiting gives it 0.2 s."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "MEDLOOP_OBJECTS_URL": "s3://bucket",
+            "MEDLOOP_OBJECTS_SECONDS": "0.2",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Who looks at a page, as the proxy in front says."""
 
-import socket
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -101,19 +100,11 @@ def test_half_a_setting_is_not_taken_for_none(given: dict[str, str]) -> None:
         DashboardSettings.model_validate(given)
 
 
-def test_a_page_is_told_in_time_that_objects_hang(home: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "MEDLOOP_OBJECTS_URL": "s3://bucket",
-            "MEDLOOP_OBJECTS_SECONDS": "0.2",
-        }.items():
-            monkeypatch.setenv(name, value)
-        opened = Connections.open()
-        began = time.monotonic()
-        with pytest.raises(StorageUnavailable):
-            opened.objects.get("key")
-        assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
-        opened.close()
+@pytest.mark.usefixtures("hanging_s3")
+def test_a_page_is_told_in_time_that_objects_hang() -> None:
+    opened = Connections.open()
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable):
+        opened.objects.get("key")
+    assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
+    opened.close()

@@ -4,7 +4,6 @@ import asyncio
 import csv
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,23 +60,13 @@ async def rollback(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/rollback", json={"model": MODEL, "approver": "Dr B", "reason": "looks wrong"})
 
 
-async def test_a_request_is_told_in_time_that_objects_hang(
-    register: RegisterVersion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("hanging_s3")
+async def test_a_request_is_told_in_time_that_objects_hang(register: RegisterVersion) -> None:
     register()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "MEDLOOP_OBJECTS_URL": "s3://bucket",
-            "MEDLOOP_OBJECTS_SECONDS": "0.2",
-        }.items():
-            monkeypatch.setenv(name, value)
-        async with asgi_client(create_app(EvaluatorSettings())) as client:
-            began = time.monotonic()
-            answer = await client.get(f"/reports/{MODEL}/1")
-            assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
+    async with asgi_client(create_app(EvaluatorSettings())) as client:
+        began = time.monotonic()
+        answer = await client.get(f"/reports/{MODEL}/1")
+        assert time.monotonic() - began < 30  # S3 alone would be waited for two minutes
     assert (answer.status_code, answer.json()["code"]) == (503, "storage-unavailable")
     assert int(answer.headers["retry-after"]) > 0
 

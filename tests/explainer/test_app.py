@@ -5,7 +5,6 @@ import base64
 import csv
 import io
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -138,22 +137,12 @@ async def test_without_objects_an_image_is_explained_all_the_same(
     assert answer.json()["attributions"][1]["quality"]["completeness_gap"] < 0.1
 
 
-async def test_objects_that_hang_hold_no_explanation_up(
-    home: Path, version: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "MEDLOOP_OBJECTS_URL": "s3://bucket",
-            "MEDLOOP_OBJECTS_SECONDS": "0.2",
-        }.items():
-            monkeypatch.setenv(name, value)
-        async with asgi_client(create_app(ExplainerSettings())) as client:
-            began = time.monotonic()
-            answer = await explain(client, version="1", methods="shap")
-            assert time.monotonic() - began < 100  # S3 alone would be waited for two minutes
+@pytest.mark.usefixtures("version", "hanging_s3")
+async def test_objects_that_hang_hold_no_explanation_up() -> None:
+    async with asgi_client(create_app(ExplainerSettings())) as client:
+        began = time.monotonic()
+        answer = await explain(client, version="1", methods="shap")
+        assert time.monotonic() - began < 100  # S3 alone would be waited for two minutes
     assert answer.status_code == 200, answer.text
     assert answer.json()["attributions"][0]["quality"]["background_images"] == 0
 

@@ -1,7 +1,4 @@
-"""A search as it is called, in a process of its own, as it always is: see `search_story.py`.
-
-By the time this runs, the suite's own process has loaded every engine there is, and it once crashed here, silently.
-"""
+"""A search as it is called, in a process of its own, as it always is: see `search_story.py`."""
 
 import subprocess
 import sys

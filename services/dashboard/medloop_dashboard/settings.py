@@ -2,10 +2,10 @@
 
 from typing import Self
 
-from medloop.auth.settings import check_secure
+from medloop.auth.settings import SecureUrl
 from medloop.schemas import Person
 from medloop.settings import DEFAULT_PORTS
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -33,15 +33,8 @@ class DashboardSettings(BaseSettings):
     user_header: str = Field(default="X-Forwarded-User", pattern=r"^[A-Za-z0-9-]+$")
     user_token_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
     user_token_signer: str | None = Field(default=None, min_length=1)
-    user_token_keys: str | None = None
+    user_token_keys: SecureUrl | None = None
     user_token_client: str | None = Field(default=None, min_length=1)
-
-    @field_validator("user_token_keys")
-    @classmethod
-    def _secure(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_secure(value)
-        return value
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -1,15 +1,26 @@
 """`MEDLOOP_AUTH` and what belongs to it."""
 
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from medloop.auth.exposure import is_loopback
 
 _ALONE = frozenset({"loopback", "proxy"})
 _TOGETHER = frozenset({"keys", "oidc"})
+
+
+def check_secure(url: str) -> str:
+    """`url`; raises ValueError unless it is https, or stays on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ValueError("the address must begin with https://")
+    return url
+
+
+SecureUrl = Annotated[str, AfterValidator(check_secure)]
 
 
 class AuthSettings(BaseSettings):
@@ -27,7 +38,7 @@ class AuthSettings(BaseSettings):
     """How often a service reads the keys anew: a revoked one works for at most this long."""
     rate: float | None = Field(default=None, gt=0)
     """Requests a second that one caller may send, unless its key says otherwise."""
-    oidc_issuer: str | None = None
+    oidc_issuer: SecureUrl | None = None
     oidc_audience: str | None = None
     oidc_scope_claims: str = "scope,scp,roles"
     """Claims that hold scopes, as words or a list; a dot leads into an object (`realm_access.roles`)."""
@@ -43,13 +54,6 @@ class AuthSettings(BaseSettings):
         if len(modes) == len(set(modes)) and (set(modes) <= _TOGETHER or (set(modes) <= _ALONE and len(modes) == 1)):
             return ",".join(sorted(modes))
         raise ValueError("choose loopback, keys, oidc, keys,oidc or proxy")
-
-    @field_validator("oidc_issuer")
-    @classmethod
-    def _secure(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_secure(value)
-        return value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -72,10 +76,3 @@ class AuthSettings(BaseSettings):
     @property
     def oidc(self) -> bool:
         return "oidc" in self.auth.split(",")
-
-
-def check_secure(url: str) -> None:
-    """Raise ValueError unless `url` is https, or stays on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        raise ValueError("the address must begin with https://")
